@@ -1,0 +1,1 @@
+"""paretune: choose which parameters of a pretrained model to fine-tune."""
