@@ -1,4 +1,4 @@
-"""Progress bars on everything longer than a few seconds; silent when asked, and on all ranks but the first."""
+"""Progress bars on everything longer than a few seconds; silent when asked, and on other ranks."""
 
 import os
 from collections.abc import Iterable, Iterator
