@@ -1,4 +1,4 @@
-"""Tiny random checkpoints and data for tests: every folder is what `save_pretrained` leaves of the real thing.
+"""Tiny random checkpoints and data for tests: each folder is what `save_pretrained` leaves of the real thing.
 
 The checkpoints hold the pretrained part only (no classification head), so loading one for a task leaves a
 head that is newly initialised, as with a real checkpoint. Nothing here touches the network.
