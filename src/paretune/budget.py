@@ -70,8 +70,8 @@ class Budget:
         number, unit = (match["number"], match["unit"].lower()) if match else ("", "")
         if unit == "b":
             raise PareError(
-                f"budget {text!r} may mean billions or bytes; write '{number}G' for billions of weights or a size "
-                "of delta in KB, MB or GB"
+                f"budget {text!r} may mean billions or bytes; write '{number}G' for billions of weights or "
+                "a size of delta in KB, MB or GB"
             )
         if not match or unit not in {"%", *_COUNTS, *_BYTES}:
             raise PareError(f"cannot read budget {text!r}; write {_EXAMPLES}")

@@ -97,9 +97,7 @@ class Structure:
             return True
         # A block that holds its projections itself: only those are attention, the rest is not.
         child = path.removeprefix(start).lstrip(".").partition(".")[0] or leaf
-        return _has_roles(top) and bool(
-            _ROLE.search(child) or _FUSED_ROLES.search(child) or _OUTPUT_ROLE.search(child)
-        )
+        return _has_roles(top) and _plays_role(child)
 
     def _in_embeddings(self, path: str) -> bool:
         """Whether a module outside the blocks is in a group, without blocks, that holds an embedding."""
@@ -179,6 +177,18 @@ def is_attention(name: str, module: nn.Module) -> bool:
     return _has_roles(module)
 
 
+def _is_only_attention(module: nn.Module) -> bool:
+    """Whether a module is attention and nothing else: a block that holds its projections itself is more."""
+    inside = [name for name, child in module.named_children() if any(p.ndim > 1 for p in child.parameters())]
+    named = bool(_ATTENTION_CLASS.search(type(module).__name__))
+    return named or (is_attention("", module) and all(_plays_role(name) for name in inside))
+
+
+def _plays_role(name: str) -> bool:
+    """Whether something is called as a projection of attention is: query, key, value, fused or output."""
+    return any(role.search(name) for role in (_ROLE, _FUSED_ROLES, _OUTPUT_ROLE))
+
+
 def _has_roles(module: nn.Module) -> bool:
     """Whether what a module holds plays the roles of query, key and value, each alone or fused."""
     names = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
@@ -237,7 +247,7 @@ def _repeats(module: nn.Module) -> bool:
     children = list(module.children())
     if not children or not isinstance(module, nn.ModuleList | nn.Sequential):
         return False
-    if not all(_holds_modules(child) and not is_attention("", child) for child in children):
+    if not all(_holds_modules(child) and not _is_only_attention(child) for child in children):
         return False
     classes = {type(child) for child in children}
     if isinstance(module, nn.Sequential):
