@@ -26,6 +26,8 @@ from paretune.strategies.base import (
     seeded,
     tensor_key,
 )
+from paretune.strategies.blocks import check_called, width_of
+from paretune.strategies.outputs import move_outputs
 from paretune.strategies.paths import named_slots, plain, put, slot
 
 _FACTORS = ("lora_A", "lora_B")
@@ -66,6 +68,9 @@ class Lora:
         attached = AttachedLora(model, name, tuple(addition.module for addition in additions))
         try:
             _inject(model, additions, name)
+            for addition in additions:
+                layer = slot(model, addition.module)
+                move_outputs(plain(layer), layer)
             _initialise(model, additions, name)
         except BaseException:
             attached.detach()
@@ -79,13 +84,9 @@ class Lora:
         if full["alpha"] is not None:
             check_number(self.name, module, "alpha", full["alpha"], 0.0, math.inf)
         target = plain(slot(model, module))
-        above, _, _ = module.rpartition(".")
-        if above and isinstance(slot(model, above), nn.MultiheadAttention):
-            raise PareError(f"lora cannot be added to {module}: its attention does not call it")
-        if isinstance(target, nn.Linear):
-            return target.in_features + target.out_features
-        if isinstance(target, Conv1D):
-            return target.nx + target.nf
+        check_called(model, module)
+        if isinstance(target, nn.Linear | Conv1D):
+            return sum(width_of(target))
         raise PareError(f"lora fits Linear and Conv1D layers; {module} is a {type(target).__name__}")
 
 
@@ -160,6 +161,7 @@ class AttachedLora:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             if not layer.lora_A:
+                move_outputs(layer, layer.base_layer)
                 put(self.model, module, layer.base_layer)
         self.modules = ()
 

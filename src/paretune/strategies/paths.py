@@ -1,5 +1,6 @@
 """Module paths of the plain model, valid also while added modules wrap some of its modules."""
 
+import contextlib
 import difflib
 from collections.abc import Iterator
 
@@ -50,3 +51,26 @@ def named_slots(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modu
             below = f"{path}.{name}" if path else name
             yield below, child
             yield from named_slots(child, below)
+
+
+@contextlib.contextmanager
+def plain_view(model: nn.Module) -> Iterator[None]:
+    """Within the context the model's tree holds the plain modules alone, under their plain names."""
+    changed: list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]] = []
+    for module in list(model.modules()):
+        children = module._modules
+        kept = {
+            name: plain(child) if child is not None else None
+            for name, child in children.items()
+            if not name.startswith(ADDED)
+        }
+        if kept != children and not isinstance(module, BaseTunerLayer):
+            changed.append((children, dict(children)))
+            children.clear()
+            children.update(kept)
+    try:
+        yield
+    finally:
+        for children, whole in changed:
+            children.clear()
+            children.update(whole)
