@@ -1,0 +1,55 @@
+# Every target sets up what it needs: a virtual environment with pinned packages, once.
+# Another interpreter: make test PYTHON=python3.12 (Python 3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Nothing here reaches for a model or a data set over the network.
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench clean
+
+help:
+	@echo "make demo       choose, train, ship and compare on built-in data (minutes on two cores)"
+	@echo "make test       the tests"
+	@echo "make test-slow  the long tests"
+	@echo "make check      ruff and mypy"
+	@echo "make bench      speed and memory against peers"
+	@echo "make clean      remove what the other targets left, the virtual environment included"
+
+demo: $(VENV)/demo.done
+	$(BIN)/paretune demo
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev.done
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/demo.done
+	$(BIN)/python -m benchmarks.step --quick
+	$(BIN)/python -m benchmarks.delta --quick
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so that an interrupted set-up is done again.
+$(VENV)/demo.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'paretune needs Python 3.11 or newer: make PYTHON=...')"
+	@echo "Setting up $(VENV): PyTorch and transformers take a few minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/demo.done
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'
+	@touch $@
