@@ -17,12 +17,12 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save as save_arrays
 
+from paretune.budget import HeadRule
 from paretune.errors import PareError
 from paretune.files import write_atomic
 
 SCHEMA = 1
 Granularity = Literal["all", "rows", "columns", "entries"]
-HeadRule = Literal["outside", "inside"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +212,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 over the plan's content: two plans that train the same things in the same way share it."""
-        state = hashlib.sha256(_canonical(self._document()))
+        state = hashlib.sha256(_canonical(self.document()))
         for selection in self.selections:
             if selection.indices is not None:
                 state.update(selection.tensor.encode() + selection.indices.astype("<i8").tobytes())
@@ -229,7 +229,7 @@ class Plan:
         content = save_arrays(arrays) if arrays else b""
         if arrays:
             write_atomic(folder / "plan.safetensors", content)
-        document = self._document() | {"indices_sha256": hashlib.sha256(content).hexdigest()}
+        document = self.document() | {"indices_sha256": hashlib.sha256(content).hexdigest()}
         write_atomic(folder / "plan.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
 
     @classmethod
@@ -249,8 +249,8 @@ class Plan:
                 f"{folder / 'plan.json'}: not a whole plan ({problem!r}); make it again"
             ) from problem
 
-    def _document(self) -> dict[str, Any]:
-        """The plan as JSON, the indices left out."""
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON, without the indices."""
         document = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         document["schema"] = SCHEMA
         document["base"] = asdict(self.base)

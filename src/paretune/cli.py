@@ -1,0 +1,210 @@
+"""The command line: parse, call, print."""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import PareError
+from paretune.options import RECIPE, build_parser
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 when it worked; 2 for input that cannot be used (one line says what, and the way out); 130 after
+        Ctrl-C (the same command goes on where it was); 1 when the system refused (a full disk).
+    """
+    options = build_parser().parse_args(arguments)
+    command = f"delta {options.action}" if options.command == "delta" else options.command
+    _prepare(options)
+    try:
+        COMMANDS[command](options)
+    except PareError as problem:
+        print(f"paretune: error: {problem}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as problem:
+        print(f"paretune: error: {problem}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\nparetune: interrupted; the same command goes on where it was", file=sys.stderr)
+        return INTERRUPTED
+    return OK
+
+
+def _prepare(options: Namespace) -> None:
+    """Progress bars on or off; the libraries' own chatter down."""
+    from transformers.utils import logging
+
+    from paretune.progress import set_quiet
+
+    set_quiet(getattr(options, "quiet", False) or getattr(options, "json", False))
+    logging.set_verbosity_error()
+
+
+def _task(options: Namespace) -> Any:
+    from paretune.task import Task
+
+    text = options.text
+    return Task.from_files(
+        options.train,
+        options.validation,
+        model=options.model,
+        kind=options.kind,
+        text=text[0] if text and len(text) == 1 else tuple(text) if text else None,
+        label=options.label,
+        metric=options.metric,
+        max_length=options.max_length,
+        heldout=options.heldout,
+        seed=options.seed,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` pairs; a value is read as JSON, or as text when it is none.
+
+    Raises:
+        PareError: No ``=`` in one of them.
+    """
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise PareError(f"--set {pair}: write it as name=value, for instance samples=256")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = {"True": True, "False": False, "None": None}.get(value, value)
+    return settings
+
+
+def _recipe(options: Namespace) -> Any:
+    from paretune.tuning import Recipe
+
+    names = [name.replace("-", "_") for name, _, _ in RECIPE]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return Recipe(
+        lr=1.0,  # replaced by --lr
+        precision=options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
+        **given,
+    )
+
+
+def _rate(text: str | float | None) -> Any:
+    """The learning rate asked for.
+
+    Raises:
+        PareError: Neither a number nor ``sweep``.
+    """
+    if text is None or text == "sweep":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise PareError(f"--lr {text}: give a number such as 1e-3, or sweep") from None
+
+
+def _demo(options: Namespace) -> None:
+    from paretune.demo import run
+
+    run(Path(options.out))
+
+
+def _choose(options: Namespace) -> None:
+    import torch
+
+    from paretune.methods import choose, make_method
+
+    settings = _settings(options.set)
+    make_method(options.method, settings)
+    task = _task(options)
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    plan = choose(
+        options.method,
+        task.load_model(seed=options.seed, dtype=dtype),
+        task,
+        options.budget,
+        seed=options.seed,
+        head=options.head,
+        exclude=options.exclude,
+        **settings,
+    )
+    if options.out:
+        plan.save(options.out)
+    print(json.dumps(plan.document(), indent=1) if options.json else plan)
+
+
+def _tune(options: Namespace) -> None:
+    from paretune.methods import make_method
+    from paretune.plan import Plan
+    from paretune.plan_table import readable_bytes
+    from paretune.search.tune import tune
+
+    settings = _settings(options.set)
+    make_method(options.method, settings)
+    lr, recipe = _rate(options.lr), _recipe(options)
+    plan = Plan.load(options.plan) if options.plan else None
+    say = (lambda *_: None) if options.json or options.quiet else print
+    result = tune(
+        _task(options),
+        options.method,
+        options.budget,
+        options.out,
+        lr=lr,
+        recipe=recipe,
+        seed=options.seed,
+        head=options.head,
+        exclude=options.exclude,
+        delta_dtype=options.delta_dtype,
+        settings=settings,
+        plan=plan,
+        say=say,
+        report_to=options.report_to,
+    )
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{result['metric']} {result['score']:.4f} on validation with {result['trained']:,} trained weights "
+        f"(+ {result['head']:,} of the head), lr {result['lr']:g}\n"
+        f"{options.out / 'delta.safetensors'}: {readable_bytes(result['delta_bytes'])}"
+    )
+
+
+def _methods(options: Namespace) -> None:
+    from paretune.methods import METHODS
+
+    for name, method in METHODS.items():
+        rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
+        print(f"{name:<10} {method.summary}")
+        print(f"{'':<10}   {'fits any budget' if method.sized else 'has its own size'}; --lr sweep: {rates}")
+        settings = ", ".join(f"{field.name}={field.default}" for field in fields(method))  # type: ignore[arg-type]
+        if settings:
+            print(f"{'':<10}   --set {settings}")
+
+
+def _delta_inspect(options: Namespace) -> None:
+    from paretune.delta import Delta
+
+    delta = Delta.load(options.file)
+    print(json.dumps(delta.inspect(), indent=1) if options.json else delta)
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "demo": _demo,
+    "choose": _choose,
+    "tune": _tune,
+    "methods": _methods,
+    "delta inspect": _delta_inspect,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

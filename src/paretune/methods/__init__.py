@@ -1,0 +1,7 @@
+"""Methods: each turns (model, task, budget) into a plan."""
+
+from paretune.methods.base import Choice, Method, Question
+from paretune.methods.choose import choose, make_method
+from paretune.methods.registry import METHODS
+
+__all__ = ["METHODS", "Choice", "Method", "Question", "choose", "make_method"]

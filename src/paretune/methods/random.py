@@ -1,0 +1,47 @@
+"""The control that every choice must beat: a uniformly random mask."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from paretune.methods.base import Choice, Question
+from paretune.plan import Selection
+
+
+@dataclass(frozen=True)
+class Random:
+    """k entries drawn uniformly from all candidate entries, without replacement."""
+
+    name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "single weights at random: the control"
+    learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1.5e-2)
+    sized: ClassVar[bool] = True
+
+    def choose(self, question: Question) -> Choice:
+        """Draw the mask; it differs by seed and by tensor."""
+        sizes = [tensor.count for tensor in question.candidates]
+        ends = np.cumsum(sizes)
+        drawn = draw(np.random.default_rng(question.seed), int(ends[-1]), question.k)
+        parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+        selections = [
+            Selection(tensor.name, tensor.shape, "entries", part - (end - tensor.count))
+            for tensor, part, end in zip(question.candidates, parts, ends, strict=True)
+            if len(part)
+        ]
+        return Choice(tuple(selections))
+
+
+def draw(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
+    """``count`` different integers below ``total``, uniformly, in increasing order; O(count) memory.
+
+    Drawing with repeats and rejecting them is uniform over subsets; above a half the complement is drawn.
+    """
+    if count > total // 2:
+        left_out = draw(rng, total, total - count)
+        return np.delete(np.arange(total, dtype=np.int64), left_out)
+    chosen = np.empty(0, dtype=np.int64)
+    while len(chosen) < count:
+        more = rng.integers(0, total, size=count - len(chosen), dtype=np.int64)
+        chosen = np.union1d(chosen, more)
+    return chosen

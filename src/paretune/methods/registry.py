@@ -1,0 +1,13 @@
+"""The methods there are; a new one is a file of its own and one line here."""
+
+from paretune.methods.base import Method
+from paretune.methods.fish import Fish
+from paretune.methods.gradient import Gradient
+from paretune.methods.lora import Lora
+from paretune.methods.magnitude import Magnitude
+from paretune.methods.random import Random
+from paretune.methods.whole_tensors import BitFit, Full, Head, Norm
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Full, Head, BitFit, Norm, Lora, Random, Magnitude, Gradient, Fish)
+}

@@ -1,0 +1,86 @@
+"""A plan as a table that fits 80 columns: what would train, where, and what it costs."""
+
+import math
+from collections import Counter, defaultdict
+
+from paretune.plan import Plan
+
+OPTIMISER_BYTES = 12  # fp32 gradient and AdamW's two moments, for each trained weight
+SHADES = " .:-=+*#%@"
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan's counts, costs, and its map of blocks x kinds."""
+    counts = cell_counts(plan)
+    asked = f" of {plan.asked} asked" if plan.asked else ""
+    share = f" = {plan.count / plan.weights:.3%} of the model" if plan.weights else ""
+    lines = [
+        f"{plan.method} on {plan.base.model} ({plan.base.dtype})",
+        f"trains   {plan.count:,} weights{share}{asked}",
+        f"head     {plan.head_count:,} weights ({plan.head_rule} the budget)",
+        f"delta    about {readable_bytes(delta_bytes(plan))}",
+        f"training {readable_bytes(OPTIMISER_BYTES * plan.trained)} of gradients and optimiser state",
+    ]
+    if plan.settings:
+        lines.append("settings " + ", ".join(f"{name}={value}" for name, value in plan.settings.items()))
+    if counts:
+        lines += ["", *_map(counts)]
+    return "\n".join(lines)
+
+
+def cell_counts(plan: Plan) -> dict[tuple[int | None, str], int]:
+    """Trained weights by (block number or None, kind); added modules count under their strategy's name."""
+    cells: Counter[tuple[int | None, str]] = Counter()
+    for selection in plan.selections:
+        block, kind = plan.places.get(selection.tensor, [None, "other"])
+        cells[block, kind] += selection.count
+    for addition in plan.additions:
+        block, kind = plan.places.get(f"{addition.strategy}:{addition.module}", [None, addition.strategy])
+        cells[block, kind] += addition.count
+    return dict(cells)
+
+
+def delta_bytes(plan: Plan) -> int:
+    """About how large the delta will be: values in the base's dtype, indices at their coded size."""
+    width = 2 if plan.base.dtype in ("bfloat16", "float16") else 4
+    total = 0.0
+    for selection in (*plan.selections, *plan.head):
+        total += width * selection.count + 300
+        if selection.indices is not None and len(selection.indices):
+            bits = 1.6 + math.log2(
+                selection.bound / len(selection.indices)
+            )  # a Rice code, see docs/format.md
+            total += len(selection.indices) * bits / 8
+    return round(total + sum(4 * addition.count + 300 for addition in plan.additions))
+
+
+def _map(cells: dict[tuple[int | None, str], int]) -> list[str]:
+    of_kind: Counter[str] = Counter()
+    for (_, kind), count in cells.items():
+        of_kind[kind] += count
+    kinds = [kind for kind, _ in of_kind.most_common()]
+    blocks = sorted({block for block, _ in cells}, key=lambda block: (block is None, block or 0))
+    totals: dict[int | None, int] = defaultdict(int)
+    for (block, _), count in cells.items():
+        totals[block] += count
+    highest = max(cells.values())
+    lines = [f"{'block':<8}" + "".join(f"{kind:>12}" for kind in kinds) + f"{'all':>12}"]
+    for block in blocks:
+        row = "".join(_cell(cells.get((block, kind), 0), highest) for kind in kinds)
+        lines.append(f"{'outside' if block is None else block:<8}{row}{totals[block]:>12,}")
+    return lines
+
+
+def _cell(count: int, highest: int) -> str:
+    if not count:
+        return f"{'.':>12}"
+    return f"{count:>10,} " + SHADES[max(1, round((len(SHADES) - 1) * count / highest))]
+
+
+def readable_bytes(count: float) -> str:
+    """A number of bytes in B, KiB, MiB or GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

@@ -1,0 +1,174 @@
+"""``tune``: choose, train, score, and save the delta, in one resumable run folder."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from paretune.budget import HeadRule
+from paretune.errors import PareError
+from paretune.files import write_atomic
+from paretune.methods import METHODS, choose, make_method
+from paretune.plan import Plan
+from paretune.search.sweep import best_rate, sweep, sweep_table
+from paretune.search.trial import run_trial
+from paretune.task import Task
+from paretune.tuning import Recipe
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def default_rate(method: str) -> float:
+    """The learning rate a method gets when none is asked for: the middle of its range."""
+    rates = METHODS[method].learning_rates
+    return rates[(len(rates) - 1) // 2]
+
+
+def tune(
+    task: Task,
+    method: str,
+    budget: str | int | None,
+    out: str | Path,
+    *,
+    lr: float | Literal["sweep"] | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    head: HeadRule = "outside",
+    exclude: Sequence[str] = (),
+    delta_dtype: Literal["fp32", "bf16"] | None = None,
+    settings: dict[str, Any] | None = None,
+    plan: Plan | None = None,
+    say: Callable[[object], None] = lambda message: None,
+    **train_settings: Any,
+) -> dict[str, Any]:
+    """Choose what to train, train it, score it once on validation, and write everything into a folder.
+
+    The folder holds ``request.json`` (what was asked), ``plan/``, ``sweep.json`` (with ``lr="sweep"``),
+    checkpoints while it trains, ``delta.safetensors`` and ``result.json``. Called again with the same
+    request, a finished run is read back and an interrupted one goes on where it was.
+
+    Args:
+        task: The data, with a validation part.
+        method: Name of the method.
+        budget: See :func:`paretune.choose`.
+        out: The run folder.
+        lr: A learning rate, ``"sweep"``, or None for the middle of the method's range.
+        recipe: Everything else about training; its ``lr`` is replaced.
+        seed: Head initialisation, order of the data, dropout and everything the method draws.
+        head: Whether the head is ``outside`` or ``inside`` the budget.
+        exclude: Patterns of tensors that may not be selected.
+        delta_dtype: Precision of the shipped values; None keeps the base's. The score is of what ships.
+        settings: The method's settings.
+        plan: Train this plan instead of choosing one.
+        say: Called with the plan before anything trains, and with the table of a sweep.
+        train_settings: ``callbacks`` and ``report_to`` of :func:`paretune.tuning.train`.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        PareError: Anything about the request that cannot work, before work is spent where that can be known.
+    """
+    out = Path(out)
+    recipe = recipe or Recipe(lr=1.0)
+    make_method(method, settings)  # a typo is told before anything is loaded
+    task.require_validation()
+    request = {
+        "method": method,
+        "settings": settings or {},
+        "budget": None if budget is None else str(budget),
+        "plan": plan.digest if plan else None,
+        "model": task.model_id,
+        "data": task.fingerprint,
+        "seed": seed,
+        "lr": lr,
+        "head": head,
+        "exclude": list(exclude),
+        "delta_dtype": delta_dtype,
+        "recipe": {name: value for name, value in asdict(recipe).items() if name != "lr"},
+    }
+    finished = _open_run(out, request)
+    if finished:
+        return finished
+
+    model = task.load_model(seed=seed, dtype=recipe.dtype)
+    start = time.perf_counter()
+    if (out / "plan" / "plan.json").exists():
+        plan = Plan.load(out / "plan")
+    elif plan is None:
+        plan = choose(method, model, task, budget, seed=seed, head=head, exclude=exclude, **(settings or {}))
+    plan.save(out / "plan")
+    say(plan)
+    seconds = {"choose": time.perf_counter() - start}
+
+    start = time.perf_counter()
+    if lr == "sweep":
+        rates = METHODS[method].learning_rates
+        rows = sweep(model, task, plan, recipe, rates, seed=seed, table=out / "sweep.json")
+        recipe = replace(recipe, lr=best_rate(rows, task))
+        say(sweep_table(rows, task.metric, recipe.lr))
+    else:
+        recipe = replace(recipe, lr=default_rate(method) if lr is None else lr)
+    seconds["sweep"] = time.perf_counter() - start
+
+    outcome = run_trial(
+        model,
+        task,
+        plan,
+        recipe,
+        seed=seed,
+        split="validation",
+        output_dir=out / "checkpoints",
+        values=DTYPES[delta_dtype] if delta_dtype else None,
+        **train_settings,
+    )
+    delta = outcome.delta.with_info(scores=outcome.scores, lr=recipe.lr, budget=plan.asked)
+    delta.save(out / "delta.safetensors")
+    result = {
+        "method": method,
+        "metric": task.metric,
+        "score": outcome.scores[task.metric],
+        "scores": outcome.scores,
+        "trained": plan.count,
+        "head": plan.head_count,
+        "budget": plan.asked,
+        "lr": recipe.lr,
+        "steps": outcome.training.steps,
+        "losses": outcome.training.losses,
+        "seconds": seconds | {"train": outcome.training.seconds, "score": outcome.seconds_scoring},
+        "peak_bytes": outcome.peak_bytes,
+        "delta_bytes": (out / "delta.safetensors").stat().st_size,
+        "seed": seed,
+        "versions": plan.versions,
+        "device": str(next(model.parameters()).device),
+    }
+    write_atomic(out / "result.json", json.dumps(result, indent=1))
+    return result
+
+
+def _open_run(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Start a run folder, or go on with the same request; the result when it is finished.
+
+    Raises:
+        PareError: The folder holds another run, or something else.
+    """
+    path = out / "request.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = sorted(key for key in request if before.get(key) != json.loads(json.dumps(request[key])))
+        if differing:
+            key = differing[0]
+            raise PareError(
+                f"{out} holds another run ({key} was {before.get(key)!r}, now {request[key]!r}); "
+                "give another --out, or remove that folder"
+            )
+        result = out / "result.json"
+        return json.loads(result.read_text()) if result.exists() else None
+    if out.exists() and any(out.iterdir()):
+        raise PareError(f"{out} is not empty and holds no run; give another --out")
+    write_atomic(path, json.dumps(request, indent=1, sort_keys=True))
+    return None

@@ -1,0 +1,91 @@
+"""transformers' Trainer with checkpoints that hold the delta instead of the base model."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from paretune.delta import Delta
+from paretune.errors import DivergedError, PareError
+from paretune.files import write_atomic
+
+DELTA = "delta.safetensors"
+COMPLETE = "complete.json"
+
+
+class DeltaTrainer(Trainer):
+    """A Trainer for a tunable model.
+
+    A checkpoint is a folder with the delta (fp32 masters), the optimiser, scheduler and random states; not
+    the base. It counts as complete once ``complete.json`` is in it, which is written last and whole.
+
+    Args:
+        run: What identifies the run (JSON); a checkpoint of another run is not resumed.
+        args, kwargs: As for ``transformers.Trainer``.
+    """
+
+    def __init__(self, *args: Any, run: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run = run
+        self.add_callback(_StopWhenNotFinite())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        delta = model.paretune.delta(model, {"step": self.state.global_step}, masters=True)
+        delta.save(Path(output_dir or self.args.output_dir) / DELTA)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            write_atomic(folder / COMPLETE, json.dumps(self.run, sort_keys=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        model = self.accelerator.unwrap_model(model or self.model)
+        model.paretune.load(Delta.load(Path(resume_from_checkpoint) / DELTA))  # type: ignore[operator,union-attr]
+
+
+class _StopWhenNotFinite(TrainerCallback):
+    """Training that has diverged stops at once."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            raise DivergedError(
+                f"the training loss is {loss} at step {state.global_step}: it diverged; use a smaller --lr"
+            )
+
+
+def last_checkpoint(folder: Path, run: dict[str, Any]) -> Path | None:
+    """The newest complete checkpoint in a folder, None when there is none.
+
+    Raises:
+        PareError: The checkpoints there belong to another run.
+    """
+    complete = sorted(
+        (path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")),
+        key=lambda path: int(path.name.rsplit("-", 1)[1]),
+    )
+    if not complete:
+        return None
+    found = json.loads((complete[-1] / COMPLETE).read_text())
+    run = json.loads(json.dumps(run))
+    differing = sorted(key for key in run.keys() | found.keys() if run.get(key) != found.get(key))
+    if differing:
+        raise PareError(
+            f"{folder} holds checkpoints of another run (different: "
+            + ", ".join(f"{key} {found.get(key)} there, {run.get(key)} now" for key in differing)
+            + "); use another folder, or remove it"
+        )
+    return complete[-1]
