@@ -21,6 +21,11 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.pytorch_utils import Conv1D
+
+from paretune.plan import Addition
+from paretune.strategies import STRATEGIES
+from paretune.strategies.blocks import attention_paths, plain_anatomy
 
 TEXT = ("bert", "roberta", "gpt2", "llama", "t5")
 ALL = (*TEXT, "bart", "vit")
@@ -140,3 +145,32 @@ def shake(tensors: dict[str, nn.Parameter], seed: int = 0, scale: float = 0.3) -
     generator = torch.Generator().manual_seed(seed)
     for tensor in tensors.values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+
+
+def design(model: nn.Module, wanted: list[tuple[str, str, int, dict[str, Any]]]) -> list[Addition]:
+    """Additions from (strategy, module, size, settings), with the counts that the strategies give."""
+    return [
+        Addition(strategy, module, size, STRATEGIES[strategy].count(model, module, size, settings), settings)
+        for strategy, module, size, settings in wanted
+    ]
+
+
+def mixture(model: nn.Module, seed: int = 0) -> list[Addition]:
+    """All strategies at once in every block, sizes and settings different from block to block."""
+    wanted: list[tuple[str, str, int, dict[str, Any]]] = []
+    for index, block in enumerate(plain_anatomy(model).blocks):
+        wanted.append(("adapter", block.path, 2 + index, {"after": ("mlp", "both")[index % 2], "seed": seed}))
+        cross = len(attention_paths(model, block.path)) > 1
+        wanted.append(("prefix", block.path, 1 + index, {"cross_attention": cross, "seed": seed}))
+        for number, path in enumerate(layers(model, block.path)):
+            wanted.append(("lora", path, 1 + (index + number) % 3, {"seed": seed}))
+            if getattr(model.get_submodule(path), "bias", None) is None:
+                wanted.append(("bias", path, 1, {}))
+    return design(model, wanted)
+
+
+def layers(model: nn.Module, path: str = "") -> list[str]:
+    """Paths of the Linear and Conv1D layers below a path of a plain model."""
+    within = model.get_submodule(path)
+    prefix = f"{path}." if path else ""
+    return [prefix + name for name, m in within.named_modules() if isinstance(m, nn.Linear | Conv1D)]

@@ -37,7 +37,7 @@ from paretune.strategies.prefix_attention import (
 )
 
 _HEADS = ("num_heads", "n_heads", "num_attention_heads")
-_HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
+_HEAD_WIDTH = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
 
 
 class PrefixStrategy:

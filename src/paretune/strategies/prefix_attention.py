@@ -94,7 +94,7 @@ def carry(module: nn.Module, name: str, prefix: Prefix) -> None:
     if CHILD not in module._modules:
         module.add_module(CHILD, Prefixes().train(module.training))
         module.config = PrefixedConfig(module.config)  # type: ignore[assignment]
-    carried(module)[name] = prefix
+    carried(module)[name] = prefix.train(module.training)
 
 
 def drop(module: nn.Module, name: str) -> None:
