@@ -1,0 +1,250 @@
+"""How the gradients of one call of a layer come from its input and its output's gradient, by type of layer.
+
+A layer is recognised by what it does with a real input, not by its name: a function that computes `x W^T + b`
+is linear whatever its class is called. What is recognised is then checked against autograd once
+(`paretune.evidence.collector`), so a layer that only looks like another costs speed and nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from paretune.evidence.gradients import Dense, Factor, Outer, Scatter
+
+__all__ = ["Call", "Rule", "find_rule"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        module: The module.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        input: The tensor among them that the layer works on: its first.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    input: Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call | None":
+        """The call, or None where no argument is a tensor."""
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        first = next(tensors, None)
+        return None if first is None else cls(module, args, kwargs, first.detach())
+
+    def again(self, **parameters: Tensor) -> Tensor:
+        """The output with other values for some of the module's parameters."""
+        return functional_call(self.module, parameters, self.args, dict(self.kwargs))
+
+
+class Rule(Protocol):
+    """What one type of layer does with a call."""
+
+    def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
+        """What makes the gradients' factors of each of the module's own parameters, by its name there.
+
+        Args:
+            call: The call; first dimension of its input: examples.
+            gradient: Gradient of the losses' sum with respect to the call's output.
+        """
+
+
+def find_rule(call: Call, output: Any) -> Rule | None:
+    """The rule that explains a call's output, None where none does."""
+    own = dict(call.module.named_parameters(recurse=False))
+    if not isinstance(output, Tensor) or any(True for _ in call.module.children()):
+        return None
+    weight = own.get("weight")
+    if weight is None or not own.keys() <= {"weight", "bias"}:
+        return None
+    for rule in (Linear, Embedding, Convolution, Scale):
+        found = rule.explaining(call, output, weight, own.get("bias"))
+        if found is not None:
+            return found
+    return None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding in the lower of two precisions."""
+    if a.shape != b.shape:
+        return False
+    tolerance = max(torch.finfo(x.dtype).eps for x in (a, b)) * 64
+    a, b = a.double(), b.double()
+    return bool((a - b).norm() <= tolerance * b.norm().clamp(min=1e-300) + 1e-300)
+
+
+def _positions(x: Tensor) -> Tensor:
+    """Everything between examples and features as one dimension: (examples, positions, features)."""
+    return x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = x W^T + b`, or `y = x W + b` (GPT-2's Conv1D): `G_i = sum_t g_it x_it^T`.
+
+    Attributes:
+        transposed: The weight is (in, out).
+    """
+
+    transposed: bool
+
+    @classmethod
+    def explaining(cls, call: Call, output: Tensor, weight: Tensor, bias: Tensor | None) -> "Linear | None":
+        """See `find_rule`."""
+        x = call.input
+        if weight.ndim != 2 or x.dtype != weight.dtype or x.ndim < 2:
+            return None
+        for transposed in (False, True):
+            matrix = weight.T if transposed else weight
+            if x.shape[-1] == matrix.shape[1] and _close(functional.linear(x, matrix, bias), output):
+                return cls(transposed)
+        return None
+
+    def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
+        """See `Rule`."""
+        g, x = _positions(gradient), _positions(call.input)
+        return {
+            "weight": lambda: Outer(x, g) if self.transposed else Outer(g, x),
+            "bias": lambda: Dense(g.sum(1).unsqueeze(2)),
+        }
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """`y = scale W[ids]`: each position adds to the row it looks up; the padding row has no gradient.
+
+    Attributes:
+        scale: What the rows are multiplied by.
+    """
+
+    scale: float
+
+    @classmethod
+    def explaining(
+        cls, call: Call, output: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> "Embedding | None":
+        """See `find_rule`."""
+        ids = call.input
+        if weight.ndim != 2 or bias is not None or ids.dtype not in (torch.int32, torch.int64):
+            return None
+        rows = functional.embedding(ids, weight)
+        if rows.shape != output.shape:
+            return None
+        scale = float(
+            (rows.double() * output.double()).sum() / rows.double().square().sum().clamp(min=1e-300)
+        )
+        return cls(scale) if _close(rows.double() * scale, output) else None
+
+    def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
+        """See `Rule`."""
+
+        def scatter() -> Factor:
+            ids, g = call.input.long(), gradient
+            padding = getattr(call.module, "padding_idx", None)
+            if padding is not None:
+                g = g.masked_fill((ids == padding).unsqueeze(-1), 0)
+            if self.scale != 1:
+                g = g * self.scale
+            weight = call.module.get_parameter("weight")
+            return Scatter(ids.reshape(len(ids), -1), g.reshape(len(ids), -1, g.shape[-1]), weight.shape[0])
+
+        return {"weight": scatter}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 2-d convolution in one group: a linear layer on patches."""
+
+    @classmethod
+    def explaining(
+        cls, call: Call, output: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> "Convolution | None":
+        """See `find_rule`."""
+        conv, x = call.module, call.input
+        if not isinstance(conv, nn.Conv2d) or x.ndim != 4 or conv.groups != 1 or conv.padding_mode != "zeros":
+            return None
+        return None if isinstance(conv.padding, str) else cls()
+
+    def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
+        """See `Rule`."""
+        conv = call.module
+        assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
+        settings = (conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+        g = gradient.flatten(2).transpose(1, 2)
+        return {
+            "weight": lambda: Outer(g, functional.unfold(call.input, *settings).transpose(1, 2)),
+            "bias": lambda: Dense(g.sum(1).unsqueeze(2)),
+        }
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`y = c(x) + n(x) w + b` with a vector w: LayerNorm, RMSNorm and its variants (`1 + w`), layer scale.
+
+    `G_i = sum_t g_it n(x_it)`; n and c come from the module itself, called with w = 1 and w = 0.
+
+    Attributes:
+        axis: The dimension of the output that w runs along: the last, or the second (a norm of channels).
+        offset: c(x) is not zero.
+    """
+
+    axis: int
+    offset: bool
+
+    @classmethod
+    def explaining(cls, call: Call, output: Tensor, weight: Tensor, bias: Tensor | None) -> "Scale | None":
+        """See `find_rule`."""
+        if weight.ndim != 1 or not call.input.is_floating_point() or output.shape != call.input.shape:
+            return None
+        if bias is not None and bias.shape != weight.shape:
+            return None
+        constant = call.again(**_constants(call.module, 0))
+        slope = call.again(**_constants(call.module, 1)) - constant
+        for axis in (output.ndim - 1, 1):
+            if axis >= output.ndim or output.shape[axis] != len(weight):
+                continue
+            expected = constant + slope * _along(weight, axis, output.ndim)
+            if bias is not None:
+                expected = expected + _along(bias, axis, output.ndim)
+            if _close(expected, output):
+                return cls(axis, bool(constant.any()))
+        return None
+
+    def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
+        """See `Rule`."""
+
+        def weight() -> Factor:
+            slope = call.again(**_constants(call.module, 1))
+            if self.offset:
+                slope = slope - call.again(**_constants(call.module, 0))
+            return self._summed(gradient * slope)
+
+        return {"weight": weight, "bias": lambda: self._summed(gradient)}
+
+    def _summed(self, values: Tensor) -> Dense:
+        """Values summed over all but examples and the axis."""
+        values = values.movedim(self.axis, -1)
+        return Dense(values.reshape(len(values), -1, values.shape[-1]).sum(1).unsqueeze(2))
+
+
+def _constants(module: nn.Module, weight: int) -> dict[str, Tensor]:
+    """A constant weight and no bias for a module that has these."""
+    return {
+        name: torch.full_like(parameter, weight if name == "weight" else 0)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+def _along(vector: Tensor, axis: int, ndim: int) -> Tensor:
+    """A vector shaped to run along one axis of a tensor."""
+    return vector.view([-1 if dimension == axis else 1 for dimension in range(ndim)])
