@@ -623,11 +623,11 @@ def test_table_fits_eighty_columns(name: str) -> None:
 def test_table_shows_runs_of_equal_blocks() -> None:
     model = BertForSequenceClassification(BertConfig(**{**TEXT, "num_hidden_layers": 12}))
     assert str(anatomy(model)).splitlines() == [
-        "blocks          attention     mlp    norm    bias embedding   other     all",
-        "encoder 0-11          256     192      32      52         -       -     532",
-        "outside                 -       -      16       8       304      64     392",
-        "head                    -       -       -       -         -       -      18",
-        "all                 3.07k    2.3k     400     632       304      64   6.79k",
+        "weights of          attention     mlp    norm    bias embedding   other     all",
+        "12 x encoder 0-11         256     192      32      52         -       -     532",
+        "outside                     -       -      16       8       304      64     392",
+        "head                        -       -       -       -         -       -      18",
+        "all                     3.07k    2.3k     400     632       304      64   6.79k",
         "pretrained: 6,776 weights, tensors: 199",
         "head: 18 weights, tensors: 2",
     ]
@@ -642,7 +642,7 @@ def test_table_stays_narrow_for_a_huge_model() -> None:
     found = Anatomy(tensors, tuple(Block(i, str(i), "decoder") for i in range(120)))
     lines = str(found).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[1].split()[:3] == ["decoder", "0-119", "123G"]
+    assert lines[1].split()[:5] == ["120", "x", "decoder", "0-119", "123G"]
 
 
 # The digest of the base.

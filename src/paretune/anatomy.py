@@ -114,13 +114,13 @@ class Anatomy:
         return part.index(index) / (len(part) - 1) if len(part) > 1 else 0.5
 
     def __str__(self) -> str:
-        """A table of weights: a row for each run of equal blocks, a column for each kind, at most 80 wide."""
+        """A table of weights: a row for each run of equal blocks, a column for each kind, 80 wide at most."""
         rows = [*self._block_rows(), *self._outer_rows()]
         kinds = [kind for kind in KINDS if kind != "head" and any(counts[kind] for _, counts in rows)]
-        lines = [f"{'blocks':<15}" + "".join(f"{kind:>{_width(kind)}}" for kind in kinds) + f"{'all':>8}"]
+        lines = [f"{'weights of':<19}" + "".join(f"{kind:>{_width(kind)}}" for kind in kinds) + f"{'all':>8}"]
         for label, counts in rows:
             cells = "".join(f"{_short(counts[kind]):>{_width(kind)}}" for kind in kinds)
-            lines.append(f"{label:<15}{cells}{_short(counts.total()):>8}")
+            lines.append(f"{label:<19}{cells}{_short(counts.total()):>8}")
         tied = sum(bool(tensor.aliases) for tensor in self.tensors)
         once = f" ({tied} tied, counted once)" if tied else ""
         lines.append(f"pretrained: {self.weights:,} weights, tensors: {len(self.body)}{once}")
@@ -137,10 +137,7 @@ class Anatomy:
                 runs[-1] = (runs[-1][0], block)
             else:
                 runs.append((block, block))
-        return [
-            (f"{a.part} {a.index}" + (f"-{b.index}" if b is not a else ""), per_block[a.index])
-            for a, b in runs
-        ]
+        return [(_label(first, last), per_block[first.index]) for first, last in runs]
 
     def _outer_rows(self) -> list[tuple[str, Counter[Kind]]]:
         """The rows for what is outside the blocks, for the head and for the whole model."""
@@ -280,6 +277,13 @@ def _count_kinds(tensors: Iterable[Tensor]) -> Counter[Kind]:
     for tensor in tensors:
         counts[tensor.kind] += tensor.count
     return counts
+
+
+def _label(first: Block, last: Block) -> str:
+    """What a run of blocks is called, "6 x encoder 0-5": the row shows the weights of one of them."""
+    if first == last:
+        return f"{first.part} {first.index}"
+    return f"{last.index - first.index + 1} x {first.part} {first.index}-{last.index}"
 
 
 def _width(kind: Kind) -> int:

@@ -54,11 +54,19 @@ class Structure:
         self._ancestors = {a for block in self.blocks for a in _ancestors(block.path)}
         self._before_blocks = self._paths_before_blocks()
         self._output = _output_embedding(model)
+        self._block_of_path = {block.path: block.index for block in self.blocks}
+        starts = ("", *self._block_of_path)
+        around = self._ancestors.union(starts)
+        self._attention = {
+            path
+            for path, module in self._modules.items()
+            if path not in around and is_attention(path.rpartition(".")[2], module)
+        }
+        self._open = {path for path in starts if _has_roles(self._modules[path])}
 
     def block_of(self, name: str) -> int | None:
         """The index of the block that holds a parameter, None outside all blocks."""
-        above = set(_ancestors(name))
-        return next((block.index for block in self.blocks if block.path in above), None)
+        return next((self._block_of_path[p] for p in _ancestors(name) if p in self._block_of_path), None)
 
     def kind(self, name: str) -> Kind:
         """The kind of a parameter by its place alone; whether it is new to the task is not seen here.
@@ -88,16 +96,14 @@ class Structure:
 
     def _in_attention(self, path: str, leaf: str, block: int | None) -> bool:
         """Whether a module on the way from the block (or the model) down to a parameter is attention."""
-        start = "" if block is None else self.blocks[block].path
-        between = [p for p in (*_ancestors(path), path) if len(p) > len(start) and p not in self._ancestors]
-        if any(is_attention(p.rpartition(".")[2], self._modules[p]) for p in between):
+        if not self._attention.isdisjoint((*_ancestors(path), path)):
             return True
-        top = self._modules[start]
-        if isinstance(top, nn.MultiheadAttention):
+        start = "" if block is None else self.blocks[block].path
+        if isinstance(self._modules[start], nn.MultiheadAttention):
             return True
         # A block that holds its projections itself: only those are attention, the rest is not.
         child = path.removeprefix(start).lstrip(".").partition(".")[0] or leaf
-        return _has_roles(top) and _plays_role(child)
+        return start in self._open and _plays_role(child)
 
     def _in_embeddings(self, path: str) -> bool:
         """Whether a module outside the blocks is in a group, without blocks, that holds an embedding."""
