@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from paretune.plan import Addition
 from paretune.strategies import STRATEGIES
 from paretune.strategies.blocks import attention_paths, plain_anatomy
+from paretune.strategies.paths import named_slots, plain, slot
 
 TEXT = ("bert", "roberta", "gpt2", "llama", "t5")
 ALL = (*TEXT, "bart", "vit")
@@ -164,13 +165,12 @@ def mixture(model: nn.Module, seed: int = 0) -> list[Addition]:
         wanted.append(("prefix", block.path, 1 + index, {"cross_attention": cross, "seed": seed}))
         for number, path in enumerate(layers(model, block.path)):
             wanted.append(("lora", path, 1 + (index + number) % 3, {"seed": seed}))
-            if getattr(model.get_submodule(path), "bias", None) is None:
+            if getattr(plain(slot(model, path)), "bias", None) is None:
                 wanted.append(("bias", path, 1, {}))
     return design(model, wanted)
 
 
 def layers(model: nn.Module, path: str = "") -> list[str]:
-    """Paths of the Linear and Conv1D layers below a path of a plain model."""
-    within = model.get_submodule(path)
-    prefix = f"{path}." if path else ""
-    return [prefix + name for name, m in within.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    """Paths of the Linear and Conv1D layers below a path of the plain model."""
+    slots = named_slots(slot(model, path) if path else model, path)
+    return [name for name, module in slots if isinstance(plain(module), nn.Linear | Conv1D)]
