@@ -1,9 +1,10 @@
 """Which rule is right for which tensor of a model: found on a few real examples, checked against autograd."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from paretune.errors import PareError
 from paretune.evidence.gradients import ExampleGradients, accumulation_dtype
 from paretune.evidence.rules import Call, Rule, find_rule
-from paretune.evidence.tape import Slot, Tape, slots
+from paretune.evidence.shared import Shared, Slot, find_shared, slots
+from paretune.evidence.tape import Tape
 
 __all__ = ["Batch", "Findings", "Losses", "first_examples", "study"]
 
 Batch = Mapping[str, Any]
 Losses = Callable[[nn.Module, Batch], Tensor]
 
-_EXAMPLES = 3  # with three, a dimension that is not the examples' is seldom taken for it
+_EXAMPLES = 2  # one to have a gradient, one to have none
 # By the model's precision: what a right gradient may be off by, of its norm and of the model's mean gradient.
 _TOLERANCE = {torch.float64: (1e-8, 1e-12), torch.float32: (1e-3, 1e-5)}
 _HALF_TOLERANCE = (5e-2, 1e-2)
@@ -31,14 +33,14 @@ class Findings:
     Attributes:
         rules: The rule of each module that has one.
         slots: Parameters taken by a rule, and those that were not used.
-        expanded: Parameters taken by giving them a dimension of examples.
+        shared: Values taken by giving them a dimension of examples.
         slow: Tensors without a right rule, taken one example at a time.
         broadcast: As in `Tape`.
     """
 
     rules: dict[nn.Module, Rule] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
-    expanded: list[Slot] = field(default_factory=list)
+    shared: list[Shared] = field(default_factory=list)
     slow: set[str] = field(default_factory=set)
     broadcast: bool = True
 
@@ -75,15 +77,16 @@ def study(
     with torch.no_grad():
         expected = losses(model, batch)
     for generous in (True, False):
-        try:
-            found, values = _attempt(model, losses, batch, count, tensors, generous)
-        except (RuntimeError, ValueError):
-            # A model may not bear another shape of its positions or tokens; without it errors are its own.
-            if not generous:
-                raise
-            continue
-        if _agree(expected, values):
-            return found
+        with requiring_gradients(tensors.values()), _Trial(model, tensors, generous) as trial:
+            try:
+                values = trial.forward(losses, batch, count)
+            except (RuntimeError, ValueError):
+                # A model may not bear other shapes of its positions or tokens; else the error is its own.
+                if not generous:
+                    raise
+                continue
+            if _agree(expected, values.detach()):
+                return trial.findings(values, chosen=count // 2)
     raise PareError(
         "the model's forward is random: the same examples had losses "
         f"{expected.flatten().tolist()[:3]} and then {values.flatten().tolist()[:3]}. "
@@ -97,51 +100,65 @@ def _agree(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def _attempt(
-    model: nn.Module,
-    losses: Losses,
-    batch: Batch,
-    count: int,
-    tensors: Mapping[str, nn.Parameter],
-    generous: bool,
-) -> tuple[Findings, Tensor]:
-    """Findings of one forward and one backward, and the forward's losses."""
-    places = slots(model, tensors)
-    found = Findings(broadcast=generous)
-    raw = [slot for slot in places if generous and slot.local not in ("weight", "bias") and _is_single(slot)]
-    taken: dict[str, ExampleGradients] = {}
+class _Trial:
+    """One forward and one backward with a rule for every call that has one.
 
-    def find(call: Call, output: Any) -> Rule | None:
-        if call.module not in found.rules:
+    Attributes:
+        found: What is known so far.
+    """
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, nn.Parameter], generous: bool) -> None:
+        """Install the hooks.
+
+        Args:
+            model: The model.
+            tensors: The tensors that are wanted.
+            generous: Give values that stand for all examples a dimension of examples.
+        """
+        self._model, self._tensors = model, tensors
+        self._taken: dict[str, ExampleGradients] = {}
+        self.found = Findings(broadcast=generous)
+        places = slots(model, tensors)
+        self._shared = find_shared(model, places) if generous else []
+        apart = [value.slot for value in self._shared]
+        self._listened = [slot for slot in places if slot not in apart]
+        self._tape = Tape(self._listened, self._shared, self._rule, self._take, broadcast=generous)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tape.close()
+
+    def _rule(self, call: Call, output: Any) -> Rule | None:
+        """The rule for a call, the same for all calls of a module."""
+        if call.module not in self.found.rules:
             rule = find_rule(call, output)
             if rule is None:
                 return None
-            found.rules[call.module] = rule
-        return found.rules[call.module]
+            self.found.rules[call.module] = rule
+        return self.found.rules[call.module]
 
-    listened = [slot for slot in places if slot not in raw]
-    tape = Tape(listened, raw, find, lambda got: taken.__setitem__(got.name, got), broadcast=generous)
-    chosen = count // 2
-    try:
-        with requiring_gradients(tensors.values()), torch.enable_grad():
-            with tape.recording(count):
-                values = losses(model, batch)
-            with tape.collecting():
-                truth = torch.autograd.grad(
-                    values[..., chosen].sum(), list(tensors.values()), allow_unused=True
-                )
-    finally:
-        tape.close()
-    gradients = dict(zip(tensors, truth, strict=True))
-    found.slow = _wrong(gradients, taken, chosen)
-    found.expanded = [slot for slot in raw if slot.name not in found.slow]
-    found.slots = [slot for slot in listened if slot.name not in found.slow]
-    return found, values.detach()
+    def _take(self, gradients: ExampleGradients) -> None:
+        """Keep the factors, which are small, until autograd's gradients are there."""
+        self._taken[gradients.name] = gradients
 
+    def forward(self, losses: Losses, batch: Batch, count: int) -> Tensor:
+        """The losses of so many examples."""
+        with torch.enable_grad(), self._tape.recording(count):
+            return losses(self._model, batch)
 
-def _is_single(slot: Slot) -> bool:
-    """Whether a parameter's first dimension is 1, standing for all examples."""
-    return slot.parameter.ndim >= 2 and slot.parameter.shape[0] == 1
+    def findings(self, values: Tensor, chosen: int) -> Findings:
+        """What is right, judged by the chosen example's gradient."""
+        with self._tape.collecting():
+            truth = torch.autograd.grad(
+                values[..., chosen].sum(), list(self._tensors.values()), allow_unused=True
+            )
+        found = self.found
+        found.slow = _wrong(dict(zip(self._tensors, truth, strict=True)), self._taken, chosen)
+        found.shared = [value for value in self._shared if value.slot.name not in found.slow]
+        found.slots = [slot for slot in self._listened if slot.name not in found.slow]
+        return found
 
 
 @torch.no_grad()
@@ -149,33 +166,31 @@ def _wrong(
     gradients: Mapping[str, Tensor | None], taken: Mapping[str, ExampleGradients], chosen: int
 ) -> set[str]:
     """Tensors whose per-example gradients are not autograd's."""
-    known = [gradient for gradient in gradients.values() if gradient is not None]
-    total = sum((float(gradient.double().square().sum()) for gradient in known), 0.0)
-    mean = (total / max(1, sum(gradient.numel() for gradient in known))) ** 0.5
+    known = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    norms = {name: _norm(gradient) for name, gradient in known.items()}
+    count = sum(gradient.numel() for gradient in known.values())
+    mean = math.hypot(*norms.values()) / max(count, 1) ** 0.5
     wrong = set()
-    for name, gradient in gradients.items():
-        if gradient is None:
-            continue
+    for name, gradient in known.items():
         relative, floor = _TOLERANCE.get(gradient.dtype, _HALF_TOLERANCE)
-        size = float(gradient.double().norm())
-        error = _distance(taken[name], gradient, chosen) if name in taken else None
-        if error is None or not error <= relative * size + floor * mean * gradient.numel() ** 0.5:
+        allowed = relative * norms[name] + floor * mean * gradient.numel() ** 0.5
+        if name not in taken or not _distance(taken[name], gradient, chosen) <= allowed:
             wrong.add(name)
     return wrong
 
 
 def _distance(taken: ExampleGradients, gradient: Tensor, chosen: int) -> float:
     """How far the chosen example's gradient is from autograd's; infinite if another example has any."""
-    rest = gradient.reshape(taken.rows, taken.columns).to(accumulation_dtype(gradient.dtype), copy=True)
-    for block in taken.blocks():
-        for example, values in zip(
-            range(block.examples.start, block.examples.stop), block.values, strict=True
-        ):
-            if example == chosen:
-                rest[block.rows] -= values
-            elif values.any():
-                return float("inf")
-    return float(rest.double().norm())
+    if not all(taken.is_zero(example) for example in range(taken.examples) if example != chosen):
+        return math.inf
+    rest = gradient.reshape(1, taken.rows, taken.columns).to(accumulation_dtype(gradient.dtype), copy=True)
+    taken.add_to(rest.neg_(), slice(chosen, chosen + 1), slice(0, taken.rows))
+    return _norm(rest)
+
+
+def _norm(values: Tensor) -> float:
+    """Euclidean norm."""
+    return float(torch.linalg.vector_norm(values, dtype=accumulation_dtype(values.dtype)))
 
 
 @contextmanager

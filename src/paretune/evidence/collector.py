@@ -115,7 +115,7 @@ class Collector:
             rules = found.rules
             self._tape = Tape(
                 found.slots,
-                found.expanded,
+                found.shared,
                 lambda call, _: rules.get(call.module),
                 self._take,
                 broadcast=found.broadcast,

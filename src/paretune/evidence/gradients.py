@@ -73,6 +73,9 @@ class Factor(Protocol):
     def dot(self, direction: Tensor) -> Tensor:
         """The inner product of each example's gradient with a matrix of the tensor's size: (examples,)."""
 
+    def is_zero(self, example: int) -> bool:
+        """Whether an example's gradient is zero for want of anything that could make it so."""
+
 
 def _tiles(examples: int, rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Whole gradients of as many examples as fit a block, or rows of one example where it is too large."""
@@ -124,6 +127,10 @@ class Outer:
         """See `Factor`: `sum_t left_t^T (U right_t)` is one more product and forms no gradient."""
         image = self.right @ direction.to(self.right.dtype).T
         return (self.left * image).sum((1, 2), dtype=accumulation_dtype(image.dtype))
+
+    def is_zero(self, example: int) -> bool:
+        """See `Factor`."""
+        return not (self.left[example].any() and self.right[example].any())
 
     def sum(self) -> Tensor:
         """The sum of the gradients over the examples (rows, columns), in one product."""
@@ -186,6 +193,10 @@ class Scatter:
         product = self.values * direction[self.rows].to(self.values.dtype)
         return product.sum((1, 2), dtype=accumulation_dtype(product.dtype))
 
+    def is_zero(self, example: int) -> bool:
+        """See `Factor`."""
+        return not self.values[example].any()
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -215,6 +226,10 @@ class Dense:
         """See `Factor`."""
         return (self.values * direction).sum((1, 2), dtype=accumulation_dtype(self.values.dtype))
 
+    def is_zero(self, example: int) -> bool:
+        """See `Factor`."""
+        return not self.values[example].any()
+
 
 class ExampleGradients:
     """The gradients of every example of a batch for one tensor.
@@ -239,6 +254,15 @@ class ExampleGradients:
         """The only factor; None where the tensor is used in several ways (a tied embedding)."""
         return self.factors[0] if len(self.factors) == 1 else None
 
+    def add_to(self, out: Tensor, examples: slice, rows: slice) -> None:
+        """Add the gradients of some examples and rows to `out` (b, r, columns)."""
+        for factor in self.factors:
+            factor.add_to(out, examples, rows)
+
+    def is_zero(self, example: int) -> bool:
+        """Whether an example's gradient is zero (False where its parts might cancel)."""
+        return all(factor.is_zero(example) for factor in self.factors)
+
     def blocks(self) -> Iterator[Block]:
         """The gradients block by block, each example's every row once at most."""
         if self.factor is not None:
@@ -249,8 +273,7 @@ class ExampleGradients:
         for examples, rows in _tiles(self.examples, self.rows, self.columns, values.device):
             size = (examples.stop - examples.start, rows.stop - rows.start, self.columns)
             out = torch.zeros(size, dtype=dtype, device=values.device)
-            for factor in self.factors:
-                factor.add_to(out, examples, rows)
+            self.add_to(out, examples, rows)
             yield Block(examples, rows, out)
 
     def dot(self, direction: Tensor) -> Tensor:

@@ -102,6 +102,8 @@ class Linear:
     def explaining(cls, call: Call, output: Tensor, weight: Tensor, bias: Tensor | None) -> "Linear | None":
         """See `find_rule`."""
         x = call.input
+        if type(call.module) is nn.Linear:
+            return cls(transposed=False)
         if weight.ndim != 2 or x.dtype != weight.dtype or x.ndim < 2:
             return None
         for transposed in (False, True):

@@ -3,50 +3,18 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paretune.evidence.gradients import Dense, ExampleGradients, Factor, matrix_shape
+from paretune.evidence.gradients import ExampleGradients, Factor
 from paretune.evidence.rules import Call, Rule
+from paretune.evidence.shared import Shared, Slot
 
-__all__ = ["Slot", "Tape", "slots"]
+__all__ = ["Tape"]
 
 FindRule = Callable[[Call, Any], Rule | None]
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """A parameter where a module holds it; a tied tensor has several.
-
-    Attributes:
-        module: The module.
-        local: The parameter's name in the module.
-        name: The tensor's name in the model, the first of a tied one's.
-    """
-
-    module: nn.Module
-    local: str
-    name: str
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter."""
-        return self.module.get_parameter(self.local)
-
-
-def slots(model: nn.Module, tensors: Iterable[str]) -> list[Slot]:
-    """Every place in a model that holds one of the tensors."""
-    named = {id(parameter): name for name, parameter in model.named_parameters()}
-    wanted = set(tensors)
-    return [
-        Slot(module, local, named[id(parameter)])
-        for module in model.modules()
-        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-        if named[id(parameter)] in wanted
-    ]
 
 
 class Tape:
@@ -64,7 +32,7 @@ class Tape:
     def __init__(
         self,
         slots: Iterable[Slot],
-        expanded: Iterable[Slot],
+        shared: Iterable[Shared],
         find_rule: FindRule,
         take: Callable[[ExampleGradients], None],
         *,
@@ -74,21 +42,18 @@ class Tape:
 
         Args:
             slots: The parameters to listen to through their modules' calls.
-            expanded: Parameters with first dimension 1 that are used as such (a class token, learned
-                positions): during a forward they get a dimension of examples instead.
+            shared: Values that get a dimension of examples during a forward.
             find_rule: The rule for a call, None where there is none.
             take: Is handed the gradients.
             broadcast: Whether rows that are looked up once for all examples (positions) are looked up for
                 each.
         """
         self._find_rule, self._take, self._broadcast = find_rule, take, broadcast
-        self._expanded = list(expanded)
+        slots, self._shared = list(slots), list(shared)
         self._locals: dict[nn.Module, dict[str, str]] = defaultdict(dict)
-        self._shapes = {}
-        for slot in (*slots, *self._expanded):
-            self._shapes[slot.name] = slot.parameter.shape
         for slot in slots:
             self._locals[slot.module][slot.local] = slot.name
+        self._shapes = {slot.name: slot.parameter.shape for slot in (*slots, *(s.slot for s in self._shared))}
         self._examples = 0  # 0: not listening
         self.irregular: set[str] = set()
         self._uses: Counter[str] = Counter()
@@ -112,15 +77,14 @@ class Tape:
         self.irregular.clear()
         self._uses.clear()
         self._examples = examples
-        kept = [(slot, slot.parameter) for slot in self._expanded]
         try:
-            for slot, parameter in kept:
-                self._expand(slot, parameter)
+            for shared in self._shared:
+                shared.begin(examples, lambda name: self._uses.update([name]), self._arrived)
             yield
         finally:
             self._examples = 0
-            for slot, parameter in kept:
-                slot.module._parameters[slot.local] = parameter
+            for shared in self._shared:
+                shared.end()
 
     def backward(self, loss: Tensor, *, again: bool = False) -> None:
         """Hand over the gradients of each example of a loss that is a sum over the recorded examples.
@@ -141,15 +105,6 @@ class Tape:
         yield
         for name in list(self._parts):  # a use that the loss does not depend on has waited in vain
             self._hand_over(name)
-
-    def _expand(self, slot: Slot, parameter: nn.Parameter) -> None:
-        """Put a copy of a parameter for each example in its place (views of it, no memory)."""
-        each = parameter.expand(self._examples, *parameter.shape[1:])
-        each = each if each.requires_grad else each.detach().requires_grad_()
-        shape = (self._examples, *matrix_shape(parameter.shape))
-        each.register_hook(lambda gradient: self._arrived(slot.name, Dense(gradient.reshape(shape))))
-        slot.module._parameters[slot.local] = each  # type: ignore[assignment]
-        self._uses[slot.name] += 1
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look up positions once for each example, where a model looks them up once for all."""
