@@ -22,10 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C (the same command goes on where it was); 1 when the system refused (a full disk).
     """
     options = build_parser().parse_args(arguments)
-    command = f"delta {options.action}" if options.command == "delta" else options.command
     _prepare(options)
     try:
-        COMMANDS[command](options)
+        COMMANDS[options.command](options)
     except PareError as problem:
         print(f"paretune: error: {problem}", file=sys.stderr)
         return BAD_INPUT
@@ -191,11 +190,10 @@ def _methods(options: Namespace) -> None:
             print(f"{'':<10}   --set {settings}")
 
 
-def _delta_inspect(options: Namespace) -> None:
-    from paretune.delta import Delta
+def _delta(options: Namespace) -> None:
+    from paretune import cli_delta
 
-    delta = Delta.load(options.file)
-    print(json.dumps(delta.inspect(), indent=1) if options.json else delta)
+    getattr(cli_delta, options.action)(options)
 
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
@@ -203,7 +201,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "choose": _choose,
     "tune": _tune,
     "methods": _methods,
-    "delta inspect": _delta_inspect,
+    "delta": _delta,
 }
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def _options_of(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
     """Every option of a parser and of the commands under it that were named."""
-    known = []
+    known: list[str] = []
     for action in parser._actions:
         known += action.option_strings
         if isinstance(action, argparse._SubParsersAction):

@@ -1,12 +1,14 @@
 """A plan as a table that fits 80 columns: what would train, where, and what it costs."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Callable
 
 from paretune.plan import Plan
 
 OPTIMISER_BYTES = 12  # fp32 gradient and AdamW's two moments, for each trained weight
 SHADES = " .:-=+*#%@"
+WIDTH = 80  # columns
 
 
 def plan_table(plan: Plan) -> str:
@@ -45,36 +47,50 @@ def delta_bytes(plan: Plan) -> int:
     width = 2 if plan.base.dtype in ("bfloat16", "float16") else 4
     total = 0.0
     for selection in (*plan.selections, *plan.head):
-        total += width * selection.count + 300
+        total += width * selection.count + 80
         if selection.indices is not None and len(selection.indices):
             bits = 1.6 + math.log2(
                 selection.bound / len(selection.indices)
             )  # a Rice code, see docs/format.md
             total += len(selection.indices) * bits / 8
-    return round(total + sum(4 * addition.count + 300 for addition in plan.additions))
+    return round(total + sum(4 * addition.count + 160 for addition in plan.additions))
 
 
 def _map(cells: dict[tuple[int | None, str], int]) -> list[str]:
+    """Blocks down, kinds across; the shade of a cell is its share of the largest one."""
     of_kind: Counter[str] = Counter()
     for (_, kind), count in cells.items():
         of_kind[kind] += count
     kinds = [kind for kind, _ in of_kind.most_common()]
     blocks = sorted({block for block, _ in cells}, key=lambda block: (block is None, block or 0))
-    totals: dict[int | None, int] = defaultdict(int)
-    for (block, _), count in cells.items():
-        totals[block] += count
     highest = max(cells.values())
-    lines = [f"{'block':<8}" + "".join(f"{kind:>12}" for kind in kinds) + f"{'all':>12}"]
-    for block in blocks:
-        row = "".join(_cell(cells.get((block, kind), 0), highest) for kind in kinds)
-        lines.append(f"{'outside' if block is None else block:<8}{row}{totals[block]:>12,}")
+
+    def column(kind: str, write: Callable[[int], str]) -> list[str]:
+        counts = [cells.get((block, kind), 0) for block in blocks]
+        texts = [f"{write(n)} {_shade(n, highest)}" if n else "." for n in counts]
+        width = max(map(len, [kind, *texts])) + 2
+        return [f"{text:>{width}}" for text in (kind, *texts)]
+
+    totals = [f"{sum(n for (at, _), n in cells.items() if at == block):,}" for block in blocks]
+    width = max(map(len, totals)) + 2
+    last = [f"{text:>{width}}" for text in ("all", *totals)]
+    labels = ["block", *("outside" if block is None else str(block) for block in blocks)]
+    for write in (lambda count: f"{count:,}", _short):
+        columns = [column(kind, write) for kind in kinds]
+        lines = [f"{label:<7}" + "".join(row) for label, *row in zip(labels, *columns, last, strict=True)]
+        if len(lines[0]) <= WIDTH:
+            break
     return lines
 
 
-def _cell(count: int, highest: int) -> str:
-    if not count:
-        return f"{'.':>12}"
-    return f"{count:>10,} " + SHADES[max(1, round((len(SHADES) - 1) * count / highest))]
+def _shade(count: int, highest: int) -> str:
+    return SHADES[max(1, round((len(SHADES) - 1) * count / highest))]
+
+
+def _short(count: int) -> str:
+    """A count in at most four characters."""
+    size = min((len(str(count)) - 1) // 3, 3)
+    return f"{round(count / 1000**size)}{['', 'k', 'M', 'G'][size]}"
 
 
 def readable_bytes(count: float) -> str:

@@ -1,10 +1,12 @@
 """The control that every choice must beat: a uniformly random mask."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from paretune.anatomy import Tensor
 from paretune.methods.base import Choice, Question
 from paretune.plan import Selection
 
@@ -20,16 +22,19 @@ class Random:
 
     def choose(self, question: Question) -> Choice:
         """Draw the mask; it differs by seed and by tensor."""
-        sizes = [tensor.count for tensor in question.candidates]
-        ends = np.cumsum(sizes)
-        drawn = draw(np.random.default_rng(question.seed), int(ends[-1]), question.k)
-        parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
-        selections = [
-            Selection(tensor.name, tensor.shape, "entries", part - (end - tensor.count))
-            for tensor, part, end in zip(question.candidates, parts, ends, strict=True)
-            if len(part)
-        ]
-        return Choice(tuple(selections))
+        return Choice(random_entries(question.candidates, question.k, question.seed))
+
+
+def random_entries(candidates: Sequence[Tensor], k: int, seed: int) -> tuple[Selection, ...]:
+    """``k`` entries, uniformly over all entries of the candidates."""
+    ends = np.cumsum([tensor.count for tensor in candidates])
+    drawn = draw(np.random.default_rng(seed), int(ends[-1]), k)
+    parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+    return tuple(
+        Selection(tensor.name, tensor.shape, "entries", part - (end - tensor.count))
+        for tensor, part, end in zip(candidates, parts, ends, strict=True)
+        if len(part)
+    )
 
 
 def draw(rng: np.random.Generator, total: int, count: int) -> np.ndarray:

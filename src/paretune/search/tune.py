@@ -1,6 +1,7 @@
 """``tune``: choose, train, score, and save the delta, in one resumable run folder."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -147,6 +148,7 @@ def tune(
         "device": str(next(model.parameters()).device),
     }
     write_atomic(out / "result.json", json.dumps(result, indent=1))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return result
 
 

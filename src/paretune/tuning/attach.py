@@ -59,15 +59,12 @@ class Tunable(nn.Module):
         tensors = {}
         for selection in (*self.plan.selections, *self.plan.head):
             name = selection.tensor
-            if name in self.whole:
-                values = self.whole[name].detach()
-            else:
-                values = self.slots[name].values.detach() if masters else self.slots[name].current()
+            values = self._values(name, masters).clone()
             tensors[name] = Values(
                 shape=tuple(selection.shape),
                 granularity=selection.granularity,
                 indices=selection.indices,
-                values=values.clone(),
+                values=values,
             )
         return Delta(
             base=self.plan.base,
@@ -81,6 +78,12 @@ class Tunable(nn.Module):
             else {},
             info={"method": self.plan.method, "seed": self.plan.seed, **info},
         )
+
+    def _values(self, name: str, masters: bool) -> Tensor:
+        if name in self.whole:
+            return self.whole[name].detach()
+        slot = self.slots[name]
+        return slot.values.detach() if masters else slot.current()
 
     @torch.no_grad()
     def load(self, delta: Delta) -> None:
@@ -102,7 +105,8 @@ class Tunable(nn.Module):
         weight = model.get_parameter(selection.tensor)
         if selection.granularity == "all" and weight.dtype.itemsize >= 4:
             self._originals[selection.tensor] = weight.detach().clone()
-            self.whole[selection.tensor] = weight.requires_grad_(True)
+            weight.requires_grad_(True)
+            self.whole[selection.tensor] = weight
         else:
             slot = Slot(weight, selection)
             self.slots[selection.tensor] = slot

@@ -152,7 +152,7 @@ def train(
         raise PareError(
             "training changed none of the selected weights; no gradient reaches them, or lr is too small"
         )
-    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    losses = [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return Training(trainer.state.global_step, time.perf_counter() - start, losses)
 
 
@@ -181,7 +181,7 @@ def _arguments(
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.precision == "amp",
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        **_recomputation(recipe.gradient_checkpointing),
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         save_strategy="steps" if recipe.checkpoints else "no",
@@ -195,3 +195,10 @@ def _arguments(
         report_to=report_to if isinstance(report_to, str) else list(report_to),
         use_cpu=not torch.cuda.is_available(),
     )
+
+
+def _recomputation(wanted: bool) -> dict[str, Any]:
+    """Gradient checkpointing under the name that this transformers knows it by."""
+    names = {field.name for field in fields(TrainingArguments)}
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    return {new if new in names else old: True} if wanted else {}

@@ -5,8 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from paretune.delta import Delta
@@ -31,22 +39,45 @@ class DeltaTrainer(Trainer):
     def __init__(self, *args: Any, run: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run = run
+        # Trainer believes every model with **kwargs; BERT, T5 and others ignore the number and would get the
+        # gradients of all accumulated batches added up instead of averaged.
+        assert isinstance(self.model, nn.Module)
+        self.model_accepts_loss_kwargs = _divides_by_items(self.model, self.data_collator, self.train_dataset)
         self.add_callback(_StopWhenNotFinite())
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_Bar())
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
         delta = model.paretune.delta(model, {"step": self.state.global_step}, masters=True)
-        delta.save(Path(output_dir or self.args.output_dir) / DELTA)
+        delta.save(Path(output_dir or self.args.output_dir or ".") / DELTA)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder = Path(self.args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             write_atomic(folder / COMPLETE, json.dumps(self.run, sort_keys=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.accelerator.unwrap_model(model or self.model)
         model.paretune.load(Delta.load(Path(resume_from_checkpoint) / DELTA))  # type: ignore[operator,union-attr]
+
+
+@torch.no_grad()
+def _divides_by_items(model: nn.Module, collate: Any, rows: Any) -> bool:
+    """Whether the model's loss is a sum divided by ``num_items_in_batch``: asked twice, with 1 and with 2."""
+    device = next(model.parameters()).device
+    batch = {name: values.to(device) for name, values in collate([rows[0]]).items()}
+    training = model.training
+    model.eval()
+    try:
+        one, two = (model(**batch, num_items_in_batch=torch.tensor(items)).loss for items in (1, 2))
+    except TypeError:  # the model's forward does not know the argument
+        return False
+    finally:
+        model.train(training)
+    return bool(torch.isclose(one, 2 * two, rtol=1e-3) and one != 0)
 
 
 class _StopWhenNotFinite(TrainerCallback):
@@ -65,6 +96,14 @@ class _StopWhenNotFinite(TrainerCallback):
             raise DivergedError(
                 f"the training loss is {loss} at step {state.global_step}: it diverged; use a smaller --lr"
             )
+
+
+class _Bar(ProgressCallback):
+    """The progress bar with the loss beside it, instead of a line a log."""
+
+    def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{float((logs or {})['loss']):.4f}")
 
 
 def last_checkpoint(folder: Path, run: dict[str, Any]) -> Path | None:

@@ -1,0 +1,54 @@
+"""Select by the mean gradient over a batch: signal, where Fisher information also counts noise."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from paretune.errors import PareError
+from paretune.evidence import Sum, draw, evidence_pass, top_k
+from paretune.methods.base import Choice, Question
+from paretune.methods.entries import entries
+
+DEFAULT_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The k entries with the largest ``|sum_i d loss_i / d w_j|`` over n training examples.
+
+    Args:
+        samples: n; None takes 1024, or all of a smaller training set.
+        batch_size: Examples in a forward pass; no influence but rounding.
+    """
+
+    name: ClassVar[str] = "gradient"
+    summary: ClassVar[str] = "single weights of largest mean gradient"
+    learning_rates: ClassVar[tuple[float, ...]] = (5e-5, 2e-4, 5e-4, 1.5e-3)
+    sized: ClassVar[bool] = True
+
+    samples: int | None = None
+    batch_size: int = 32
+
+    def choose(self, question: Question) -> Choice:
+        """Score every candidate entry and keep the k largest.
+
+        Raises:
+            PareError: Every gradient is zero, or as :func:`paretune.evidence.evidence_pass`.
+        """
+        k = question.k
+        parameters = dict(question.model.named_parameters())
+        consumer = Sum({tensor.name: parameters[tensor.name] for tensor in question.candidates})
+        samples = self.samples or min(DEFAULT_SAMPLES, len(question.task.train))
+        drawn = draw(question.task, samples, question.seed)
+        losses = evidence_pass(
+            question.model,
+            question.task,
+            [consumer],
+            drawn,
+            batch_size=self.batch_size,
+            seed=question.seed,
+        )
+        scores = {name: values.abs_() for name, values in consumer.values.items()}
+        if not any(bool(values.any()) for values in scores.values()):
+            raise PareError(f"every gradient is zero on the {samples} examples; no weight can be preferred")
+        notes: dict[str, Any] = {"samples": samples, "mean_loss": float(losses.mean())}
+        return Choice(entries(question, top_k(scores, k)), notes=notes)

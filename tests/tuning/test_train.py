@@ -1,0 +1,336 @@
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from paretune.delta import Delta
+from paretune.errors import DivergedError, PareError
+from paretune.methods import choose
+from paretune.plan import Plan, Selection
+from paretune.task import Task
+from paretune.tuning import Recipe, attach, detach, train
+from tests.tiny import tiny_model, tiny_rows, write_jsonl
+
+QUICK = Recipe(lr=5e-3, steps=6, batch_size=8, checkpoints=0)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    model = tiny_model("bert", folder / "bert")
+    rows = write_jsonl(folder / "train.jsonl", tiny_rows("pair", 120))
+    return Task.from_files(rows, rows, model=model)
+
+
+def every_entry(plan):
+    """The same plan with write-through entries: all of them, in place of whole tensors."""
+
+    def entries(parts):
+        return tuple(Selection(s.tensor, s.shape, "entries", np.arange(s.numel)) for s in parts)
+
+    return replace(plan, selections=entries(plan.selections), head=entries(plan.head))
+
+
+def weights_after(task, plan, tmp_path, recipe=QUICK, **settings):
+    model = task.load_model()
+    attach(model, plan)
+    train(model, task, tmp_path, recipe, **settings)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_every_entry_selected_is_full_fine_tuning(task, tmp_path):
+    full = choose("full", task.load_model(), task)
+    wanted = weights_after(task, full, tmp_path / "a", replace(QUICK, weight_decay=0.1))
+    found = weights_after(task, every_entry(full), tmp_path / "b", replace(QUICK, weight_decay=0.1))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_full_is_what_a_plain_trainer_does(task, tmp_path):
+    from transformers import Trainer
+
+    from paretune.tuning.train import _arguments
+
+    model = task.load_model()
+    arguments = _arguments(QUICK, tmp_path / "plain", len(task.train), 0, "none")
+    Trainer(model=model, args=arguments, train_dataset=task.train, data_collator=task.collate).train()
+    found = weights_after(task, choose("full", task.load_model(), task), tmp_path / "ours")
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
+
+
+def test_nothing_selected_is_frozen(task, tmp_path):
+    before = task.load_model().state_dict()
+    found = weights_after(task, choose("head", task.load_model(), task), tmp_path)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, before[name]) != name.startswith("classifier"), name
+
+
+def test_accumulation_is_a_larger_batch(task, tmp_path):
+    model = task.load_model(dtype=torch.float64)  # Adam turns rounding of a gradient near zero into a step
+    plan = choose("random", model, task, "5%")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    rows = task.train.select(range(32))  # one batch: both see the same examples in a step
+    found = []
+    for name, size, times in (("one", 32, 1), ("four", 8, 4)):
+        attach(model, plan)
+        recipe = Recipe(lr=1e-3, steps=3, batch_size=size, accumulation=times, checkpoints=0)
+        train(model, task, tmp_path / name, recipe, examples=rows)
+        found.append({n: p.detach().clone() for n, p in model.paretune.trained.items()})
+        detach(model)
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp", "bf16"])
+@pytest.mark.parametrize("method", ["random", "lora", "bitfit"])
+def test_unselected_weights_stay_bit_equal(task, tmp_path, method, precision):
+    recipe = replace(QUICK, precision=precision, weight_decay=0.1, accumulation=2)
+    model = task.load_model(dtype=recipe.dtype)
+    before = copy.deepcopy(model.state_dict())
+    plan = choose(method, model, task, None if method == "bitfit" else "2%")
+    attach(model, plan)
+    train(model, task, tmp_path, recipe)
+    selected = {s.tensor: s for s in (*plan.selections, *plan.head)}
+    for name, tensor in model.state_dict().items():
+        name = name.replace(".base_layer", "")
+        if "lora_" in name:
+            continue
+        mask = np.ones(tensor.numel(), dtype=bool)
+        if name in selected:
+            mask[selected[name].flat()] = False
+        old = before[name].reshape(-1).float().numpy()
+        assert np.array_equal(old[mask], tensor.reshape(-1).float().numpy()[mask]), name
+    detach(model)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_bf16_trains_fp32_masters(task, tmp_path):
+    recipe = replace(QUICK, precision="bf16", lr=1e-5)  # far below the spacing of bf16
+    model = task.load_model(dtype=recipe.dtype)
+    attach(model, choose("random", model, task, "5%"))
+    train(model, task, tmp_path, recipe)
+    slots = model.paretune.slots
+    assert all(slot.values.dtype == torch.float32 for slot in slots.values())
+    assert any(not torch.equal(slot.values, slot.original.float()) for slot in slots.values())
+
+
+class KillAt(TrainerCallback):
+    """Ends the process without warning after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+RUN = """
+import sys, torch
+from pathlib import Path
+from paretune.plan import Plan
+from paretune.task import Task
+from paretune.tuning import Recipe, attach, train
+from tests.tuning.test_train import KillAt
+folder, out, precision, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+torch.set_num_threads(1)
+task = Task.from_files(folder / "train.jsonl", model=folder / "bert")
+recipe = Recipe(lr=5e-3, steps=12, batch_size=8, checkpoints=4, precision=precision)
+model = attach(task.load_model(dtype=recipe.dtype), Plan.load(folder / f"plan-{precision}"))
+train(model, task, out, recipe, callbacks=[KillAt(kill)] if kill else [])
+model.delta().save(Path(out) / "delta.safetensors")
+"""
+
+
+def run_killed(folder, out, precision, kill):
+    command = [sys.executable, "-c", RUN, str(folder), str(out), precision, str(kill)]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, precision):
+    model = tiny_model("bert", tmp_path / "bert")
+    write_jsonl(tmp_path / "train.jsonl", tiny_rows("pair", 120))
+    task = Task.from_files(tmp_path / "train.jsonl", model=model)
+    dtype = Recipe(lr=1.0, precision=precision).dtype
+    choose("random", task.load_model(dtype=dtype), task, "5%").save(tmp_path / f"plan-{precision}")
+    whole = run_killed(tmp_path, tmp_path / "whole", precision, 0)
+    assert whole.returncode == 0, whole.stderr
+    steps = sorted(np.random.default_rng().choice(np.arange(1, 12), 2, replace=False).tolist())
+    for step in steps:
+        killed = run_killed(tmp_path, tmp_path / "killed", precision, step)
+        # a checkpoint may already lie beyond the step to be killed at
+        assert killed.returncode == -signal.SIGKILL or (tmp_path / "killed/delta.safetensors").exists(), steps
+    final = run_killed(tmp_path, tmp_path / "killed", precision, 0)
+    assert final.returncode == 0, final.stderr
+    wanted = (tmp_path / "whole/delta.safetensors").read_bytes()
+    assert (tmp_path / "killed/delta.safetensors").read_bytes() == wanted, f"killed after steps {steps}"
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_something_to_resume_from(tmp_path):
+    model = tiny_model("bert", tmp_path / "bert")
+    write_jsonl(tmp_path / "train.jsonl", tiny_rows("pair", 120))
+    task = Task.from_files(tmp_path / "train.jsonl", model=model)
+    choose("random", task.load_model(), task, "5%").save(tmp_path / "plan-fp32")
+    start = time.perf_counter()
+    assert run_killed(tmp_path, tmp_path / "whole", "fp32", 0).returncode == 0
+    seconds = time.perf_counter() - start
+    rng = np.random.default_rng()
+    for _ in range(6):
+        command = [sys.executable, "-c", RUN, str(tmp_path), str(tmp_path / "killed"), "fp32", "0"]
+        root = Path(__file__).parents[2]
+        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.5, 1.0) * seconds)
+        process.kill()
+        process.wait()
+    assert run_killed(tmp_path, tmp_path / "killed", "fp32", 0).returncode == 0
+    wanted = (tmp_path / "whole/delta.safetensors").read_bytes()
+    assert (tmp_path / "killed/delta.safetensors").read_bytes() == wanted
+
+
+def test_a_checkpoint_holds_the_delta_and_not_the_base(task, tmp_path):
+    model = task.load_model()
+    attach(model, choose("random", model, task, "1%"))
+    train(model, task, tmp_path, replace(QUICK, checkpoints=2))
+    folder = tmp_path / "checkpoint-6"
+    names = {path.name for path in folder.iterdir()}
+    assert {"delta.safetensors", "complete.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= names
+    assert "model.safetensors" not in names
+    base = sum(p.numel() * 4 for p in model.parameters())
+    assert sum(path.stat().st_size for path in folder.iterdir()) < base / 2
+    assert Delta.load(folder / "delta.safetensors").plan_digest == model.paretune.plan.digest
+
+
+def test_an_unfinished_checkpoint_is_not_resumed(task, tmp_path):
+    model = task.load_model()
+    plan = choose("random", model, task, "1%")
+    attach(model, plan)
+    train(model, task, tmp_path, replace(QUICK, checkpoints=2))
+    wanted = model.delta().digest
+    (tmp_path / "checkpoint-6/complete.json").unlink()
+    (tmp_path / "checkpoint-6/optimizer.pt").write_bytes(b"half")
+    detach(model)
+    attach(model, plan)
+    result = train(model, task, tmp_path, replace(QUICK, checkpoints=2))
+    assert result.steps == 6
+    assert model.delta().digest == wanted
+
+
+def test_another_run_in_the_folder_is_refused(task, tmp_path):
+    model = task.load_model()
+    attach(model, choose("random", model, task, "1%"))
+    train(model, task, tmp_path, replace(QUICK, checkpoints=1))
+    with pytest.raises(PareError, match=r"another run \(different: lr 0.005 there, 0.001 now"):
+        train(model, task, tmp_path, replace(QUICK, checkpoints=1, lr=1e-3))
+
+
+def test_training_that_changes_nothing_is_an_error(task, tmp_path):
+    model = task.load_model()
+    attach(model, choose("random", model, task, "1%"))
+    with pytest.raises(PareError, match="changed none"):
+        train(model, task, tmp_path, replace(QUICK, lr=1e-60))  # below what fp32 holds
+
+
+def test_divergence_stops_the_run(task, tmp_path):
+    model = task.load_model()
+    attach(model, choose("full", model, task))
+    with pytest.raises(DivergedError, match="smaller --lr"):
+        train(model, task, tmp_path, replace(QUICK, lr=1e30, steps=20))
+
+
+def test_training_needs_a_plan(task, tmp_path):
+    with pytest.raises(PareError, match="no plan is attached"):
+        train(task.load_model(), task, tmp_path, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr": 0}, "lr is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"lr": 1e-3, "steps": 0}, "steps is 0"),
+        ({"lr": 1e-3, "warmup": 2}, "warmup is 2"),
+        ({"lr": 1e-3, "weight_decay": -1}, "weight_decay is -1"),
+        ({"lr": 1e-3, "checkpoints": -1}, "checkpoints is -1"),
+        ({"lr": 1e-3, "precision": "fp8"}, "precision 'fp8'"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, said):
+    with pytest.raises(PareError, match=said):
+        Recipe(**settings)
+
+
+def test_settings_by_name(task, tmp_path):
+    model = task.load_model()
+    attach(model, choose("random", model, task, "1%"))
+    with pytest.raises(PareError, match="unknown training setting 'learning_rate'"):
+        train(model, task, tmp_path, learning_rate=1e-3)
+    with pytest.raises(PareError, match="no learning rate"):
+        train(model, task, tmp_path, steps=3)
+    result = train(model, task, tmp_path, lr=1e-3, steps=3, checkpoints=0)
+    assert result.steps == 3
+    assert [step for step, _ in result.losses] == [1, 2, 3]
+
+
+def test_steps_are_counted_as_trainer_counts_them():
+    recipe = Recipe(lr=1.0, epochs=3, batch_size=32, accumulation=4)
+    assert recipe.total_steps(1000) == 24  # 32 batches, 8 steps an epoch
+    assert Recipe(lr=1.0, epochs=0.5, batch_size=32).total_steps(100) == 2
+
+
+def test_callbacks_and_gradient_checkpointing_work(task, tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+
+    plan = choose("random", task.load_model(), task, "5%")
+    plain = weights_after(task, plan, tmp_path / "a")
+    recipe = replace(QUICK, gradient_checkpointing=True)
+    recomputed = weights_after(task, plan, tmp_path / "b", recipe, callbacks=[Watch()])
+    assert seen == [1, 2, 3, 4, 5, 6]
+    for name, tensor in plain.items():
+        torch.testing.assert_close(recomputed[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_bare_loop_trains_the_same_model(task):
+    model = task.load_model()
+    attach(model, choose("random", model, task, "5%"))
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    batch = next(iter(task.batches("train", 8)))
+    losses = []
+    for _ in range(5):
+        optimiser.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert json.dumps(model.delta(step=5).info)
+
+
+def test_the_plan_survives_its_folder(task, tmp_path):
+    model = task.load_model()
+    plan = choose("lora", model, task, "3%", rank=None)
+    plan.save(tmp_path / "plan")
+    again = weights_after(task, Plan.load(tmp_path / "plan"), tmp_path / "a")
+    for name, tensor in weights_after(task, plan, tmp_path / "b").items():
+        assert torch.equal(again[name], tensor), name
