@@ -52,11 +52,19 @@ SPECIALS: dict[str, dict[str, str]] = {
     "qwen2": {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
     "t5": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '| ' + message['role'] + ' : ' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + ' ' }}{% endgeneration %}"
-    "{% else %}{{ message['content'] + ' ' }}{% endif %}{% endfor %}"
-)
+# Llama's marks what the assistant says, Qwen's does not, GPT-2 has none.
+CHAT_TEMPLATES = {
+    "llama": (
+        "{{ bos_token }}{% for message in messages %}{{ '| ' + message['role'] + ' : ' }}"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}"
+        "{% endgeneration %}{% else %}{{ message['content'] + ' ' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '| assistant : ' }}{% endif %}"
+    ),
+    "qwen2": (
+        "{% for message in messages %}{{ '| ' + message['role'] + ' : ' + message['content'] + eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '| assistant : ' }}{% endif %}"
+    ),
+}
 
 
 def tiny_tokenizer(folder: Path, kind: str = "bert") -> PreTrainedTokenizerFast:
@@ -64,7 +72,8 @@ def tiny_tokenizer(folder: Path, kind: str = "bert") -> PreTrainedTokenizerFast:
 
     GPT-2 and Qwen are byte-level BPE that adds nothing to a text; the others are word pieces: BERT and
     RoBERTa families wrap texts as their originals do, Llama puts its start token first, T5 its end token
-    last. GPT-2 and Llama have no padding token. A word outside `WORDS` falls into letters.
+    last. GPT-2 and Llama have no padding token, Llama and Qwen have a chat template. Words outside `WORDS`
+    fall into letters.
     """
     specials = SPECIALS[kind]
     backend = _byte_pairs(specials) if kind in ("gpt2", "qwen2") else _word_pieces(specials)
@@ -82,6 +91,7 @@ def tiny_tokenizer(folder: Path, kind: str = "bert") -> PreTrainedTokenizerFast:
         model_input_names=inputs,
         **specials,
     )
+    tokenizer.chat_template = CHAT_TEMPLATES.get(kind)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -93,6 +103,7 @@ def _word_pieces(specials: dict[str, str]) -> Tokenizer:
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token=specials["unk_token"]))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
     return backend
 
 
@@ -119,7 +130,7 @@ def _template(kind: str, specials: dict[str, str]) -> tuple[str, str, list[str]]
     if kind == "roberta":
         return f"{cls} $A {sep}", f"{cls} $A {sep} {sep} $B {sep}", [cls, sep]
     if kind == "llama":
-        return "<s> $A", "<s> $A $B", ["<s>"]
+        return "<s> $A", "<s> $A <s> $B", ["<s>"]
     if kind == "t5":
         return "$A </s>", "$A </s> $B </s>", ["</s>"]
     return None

@@ -26,5 +26,5 @@ def describe(task: "Task") -> str:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    """ "3 of train, 1 of validation", without the zeros."""
+    """Counts as in "3 of train, 1 of validation", without the zeros."""
     return ", ".join(f"{count} of {name}" for name, count in counts.items() if count)

@@ -227,8 +227,8 @@ def _read_table(path: Path, reader: Any) -> Rows:
     try:
         line = 1
         for values in reader:
-            if not any(values):
-                pass
+            if not values:
+                pass  # a blank line
             elif not header:
                 header = [name.strip() for name in values]
                 _check_header(path, line, header)

@@ -24,10 +24,11 @@ def classification(
         f1 = metrics.f1_score(targets, predictions, average="macro", zero_division=0)
     else:
         f1 = metrics.f1_score(targets == positive, predictions == positive, zero_division=0)
+    alone = len(np.union1d(predictions, targets)) == 1
     return {
         "accuracy": float(metrics.accuracy_score(targets, predictions)),
         "f1": float(f1),
-        "matthews": float(metrics.matthews_corrcoef(targets, predictions)),
+        "matthews": 0.0 if alone else float(metrics.matthews_corrcoef(targets, predictions)),
         "loss": float(np.mean(losses, dtype=np.float64)),
     }
 
@@ -37,6 +38,7 @@ def regression(predictions: np.ndarray, targets: np.ndarray, losses: np.ndarray)
 
     A correlation with a constant is undefined and reported as 0: such a model orders nothing.
     """
+    predictions, targets = predictions.astype(np.float64), targets.astype(np.float64)
     constant = len(targets) < 2 or np.ptp(predictions) == 0 or np.ptp(targets) == 0
     return {
         "pearson": 0.0 if constant else float(stats.pearsonr(predictions, targets).statistic),

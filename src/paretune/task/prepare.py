@@ -127,7 +127,7 @@ def fingerprint(train: Rows, validation: Rows | None, shape: Shape, kind: str, s
             digest.update(f"\n{part} {len(rows)}\n".encode())
             columns = [rows.columns[name] for name in shape.fields.all]
             for row in zip(*columns, strict=True):
-                digest.update(json.dumps(row, sort_keys=True).encode())
+                digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """Texts to token ids, cut to a length, with what was cut and what was left out counted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,32 +90,16 @@ def encode_texts(
     encoded = Encoded({name: [] for name in wanted}, list(range(len(rows))))
     for start in chunks(len(rows)):
         chunk = [column[start : start + CHUNK] for column in columns]
-        _encode_chunk(tokenizer, chunk, max_length, encoded)
+        found, lost = _cut(tokenizer, chunk, max_length)
+        for name, values in encoded.columns.items():
+            values.extend(found[name])
+        encoded.truncated.extend(lost)
     for index, ids in enumerate(encoded.columns["input_ids"]):
         if not ids:
             raise PareError(
                 f"{rows.place(index)}: the text has no token; write something or take the row out"
             )
     return encoded.finish()
-
-
-def _encode_chunk(
-    tokenizer: PreTrainedTokenizerBase, chunk: Sequence[list[str]], max_length: int, encoded: Encoded
-) -> None:
-    """Tokenise some rows; only those that turn out too long are tokenised again with truncation."""
-    options: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
-    found = dict(tokenizer(*chunk, **options))
-    long = [index for index, ids in enumerate(found["input_ids"]) if len(ids) > max_length]
-    if long:
-        again = [[column[index] for index in long] for column in chunk]
-        cut = tokenizer(*again, truncation=True, max_length=max_length, **options)
-        for name, values in found.items():
-            for index, value in zip(long, cut[name], strict=True):
-                values[index] = value
-    for name, values in encoded.columns.items():
-        values.extend(found[name])
-    lost = set(long)
-    encoded.truncated.extend(index in lost for index in range(len(chunk[0])))
 
 
 def encode_targets(
@@ -134,17 +118,34 @@ def encode_targets(
     cut: list[bool] = []
     for start in chunks(len(rows)):
         chunk = written[start : start + CHUNK]
-        options: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
-        whole = tokenizer(text_target=chunk, **options)["input_ids"]
-        fitting = tokenizer(text_target=chunk, truncation=True, max_length=max_length, **options)["input_ids"]
-        ids.extend(fitting)
-        cut.extend(len(row) > max_length for row in whole)
+        found, lost = _cut(
+            lambda texts, **options: tokenizer(text_target=texts, **options), [chunk], max_length
+        )
+        ids.extend(found["input_ids"])
+        cut.extend(lost)
     for index, row in enumerate(ids):
         if not row:
             raise PareError(
                 f"{rows.place(index)}: the target has no token; write something or take the row out"
             )
     return ids, cut
+
+
+def _cut(
+    tokenise: Callable[..., Mapping[str, Any]], columns: Sequence[list[str]], max_length: int
+) -> tuple[dict[str, list[Any]], list[bool]]:
+    """Tokenise rows, and those that turn out too long once more with truncation; and say which those are."""
+    options: dict[str, Any] = {"return_attention_mask": False, "verbose": False}
+    found = dict(tokenise(*columns, **options))
+    long = [index for index, ids in enumerate(found["input_ids"]) if len(ids) > max_length]
+    if long:
+        again = [[column[index] for index in long] for column in columns]
+        shorter = tokenise(*again, truncation=True, max_length=max_length, **options)
+        for name, values in found.items():
+            for index, value in zip(long, shorter[name], strict=True):
+                values[index] = value
+    lost = set(long)
+    return found, [index in lost for index in range(len(columns[0]))]
 
 
 def chunks(count: int) -> Iterator[int]:
