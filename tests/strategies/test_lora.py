@@ -81,7 +81,7 @@ def test_initial_a_is_uniform_like_pefts():
     assert not attached.tensors["lora:bert.pooler.dense:lora_B.weight"].any()
 
 
-def test_patterns_reach_their_own_module_alone():
+def test_a_path_that_ends_like_another_is_not_confused_with_it():
     inner = nn.ModuleDict({"layer": nn.ModuleDict({"0": nn.Linear(4, 4)})})
     model = nn.ModuleDict({"layer": nn.ModuleDict({"0": nn.Linear(4, 4)}), "encoder": inner})
     additions = design(model, [("lora", "encoder.layer.0", 3, {"alpha": 1}), ("lora", "layer.0", 1, {})])
@@ -173,6 +173,21 @@ def test_beside_a_peft_model_of_the_user():
     assert model.peft_config is config
 
 
+def test_peft_layers_that_are_merged_or_disabled_are_refused():
+    model = build("bert")
+    path = "bert.encoder.layer.0.attention.self.query"
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["query"]), model, "theirs")
+    additions = design(model, [("lora", path, 1, {})])
+    layer = model.get_submodule(path)
+    layer.enable_adapters(False)
+    with pytest.raises(PareError, match="adapters that are disabled"):
+        LORA.attach(model, additions)
+    layer.enable_adapters(True)
+    layer.merge()
+    with pytest.raises(PareError, match="adapters that are merged into it"):
+        LORA.attach(model, additions)
+
+
 def test_failure_inside_peft_leaves_the_model_as_it_was(monkeypatch):
     model = build("gpt2")
     before = snapshot(model)
@@ -208,6 +223,11 @@ def test_modules_that_cannot_carry_it(module, message):
 def test_bad_settings(settings):
     with pytest.raises(PareError, match="is not a number in"):
         LORA.count(build("bert"), "bert.pooler.dense", 1, settings)
+
+
+def test_alpha_zero_would_train_nothing():
+    with pytest.raises(PareError, match="alpha 0 switches it off"):
+        LORA.count(build("bert"), "bert.pooler.dense", 1, {"alpha": 0})
 
 
 def test_projection_that_is_never_called():

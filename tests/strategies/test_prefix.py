@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BertConfig,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
@@ -67,6 +69,38 @@ def test_changes_the_logits_and_detaching_leaves_nothing(kind):
 def test_eager_and_sdpa_agree(kind):
     pair = [logits(prefixed(kind, attn, torch.float64)[0], kind) for attn in ("eager", "sdpa")]
     torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)  # Llama's eager softmax is in fp32
+
+
+FAMILIES = {
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24},
+    "electra": SIZE,
+    "modernbert": {**SIZE, "cls_token_id": 3, "sep_token_id": 4},
+    "qwen2": {**SIZE, "num_key_value_heads": 2},
+    "qwen3": {**SIZE, "num_key_value_heads": 2, "head_dim": 6},
+    "gemma3_text": {**SIZE, "num_key_value_heads": 1, "head_dim": 6, "sliding_window": 3},
+    "gpt_neox": SIZE,
+    "phi3": {**SIZE, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_other_families(kind):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **VOCABULARY, **FAMILIES[kind], max_position_embeddings=20)
+    found = []
+    for attn in ("sdpa", "eager"):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config, attn_implementation=attn).eval()
+        before = snapshot(model)
+        with torch.no_grad():
+            plain = model(**inputs("bert")).last_hidden_state
+            attached = attach_additions(model, in_every_block(model))
+            shake(attached.tensors, scale=1.0)
+            found.append(model(**inputs("bert")).last_hidden_state)
+        assert (found[-1] - plain).abs().max() > 1e-3
+        attached.detach()
+        assert_same(before, snapshot(model))
+    torch.testing.assert_close(*(each[0] for each in found), rtol=1e-4, atol=1e-4)
 
 
 def test_implementation_can_be_changed_while_attached():

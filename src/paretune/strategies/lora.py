@@ -62,9 +62,7 @@ class Lora:
         check_additions(self, model, additions, name)
         _refuse_shared(model, additions)
         for addition in additions:
-            layer = slot(model, addition.module)
-            if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                raise PareError(f"{addition.module} has a lora named {name!r} already; take another name")
+            _refuse_taken(addition.module, slot(model, addition.module), name)
         attached = AttachedLora(model, name, tuple(addition.module for addition in additions))
         try:
             _inject(model, additions, name)
@@ -83,6 +81,8 @@ class Lora:
         check_number(self.name, module, "dropout", full["dropout"], 0.0, 1.0)
         if full["alpha"] is not None:
             check_number(self.name, module, "alpha", full["alpha"], 0.0, math.inf)
+            if not full["alpha"]:
+                raise PareError(f"lora on {module}: alpha 0 switches it off; leave the addition out instead")
         target = plain(slot(model, module))
         check_called(model, module)
         if isinstance(target, nn.Linear | Conv1D):
@@ -123,8 +123,9 @@ class AttachedLora:
             if not weight.is_floating_point():
                 return f"{module} has quantised weights; load the model in a floating-point dtype"
             sharing = [path for path, other in named_slots(self.model) if _owns(plain(other), weight)]
-            if len(sharing) > 1:
-                return f"the weight of {module} is tied to {sharing[sharing[0] == module]}; untie it first"
+            others = [path for path in sharing if path != module]
+            if others:
+                return f"the weight of {module} is tied to {others[0]}; untie it first"
         return None
 
     def detach(self) -> None:
@@ -188,12 +189,22 @@ def _refuse_shared(model: nn.Module, additions: Sequence[Addition]) -> None:
             raise PareError(f"lora cannot be added to {same[0]}: {same[1]} is the same module")
 
 
+def _refuse_taken(module: str, layer: nn.Module, name: str) -> None:
+    """Refuse a layer that has this name already, or that peft does not compute just now."""
+    if isinstance(layer, LoraLayer) and name in layer.lora_A:
+        raise PareError(f"{module} has a lora named {name!r} already; take another name")
+    if isinstance(layer, LoraLayer) and (layer.merged or layer.disable_adapters):
+        state = "merged into it" if layer.merged else "disabled"
+        raise PareError(
+            f"{module} holds peft adapters that are {state}; unmerge, enable or unload them first"
+        )
+
+
 def _inject(model: nn.Module, additions: Sequence[Addition], name: str) -> None:
     """Let peft wrap the modules, and undo what it changes beyond them."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    active = {
-        path: layer.active_adapters for path, layer in named_slots(model) if isinstance(layer, LoraLayer)
-    }
+    layers = [layer for _, layer in named_slots(model) if isinstance(layer, LoraLayer)]
+    active = {id(layer): layer.active_adapter for layer in layers}
     # peft keeps its configuration on the model; ours is the plan, and a leftover would outlive detaching.
     config = model.__dict__.pop("peft_config", None)
     try:
@@ -206,32 +217,35 @@ def _inject(model: nn.Module, additions: Sequence[Addition], name: str) -> None:
             model.peft_config = config
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        for path, layer in named_slots(model):
-            if isinstance(layer, LoraLayer):
-                own = [name] if name in layer.lora_A else []
-                layer._active_adapter = list(active.get(path, [])) + own
+        _activate(model, active, name)
+
+
+def _activate(model: nn.Module, active: Mapping[int, str | list[str]], name: str) -> None:
+    """Let every peft layer use what it used before, and ours where it is: peft left ours alone active."""
+    for _, layer in named_slots(model):
+        if isinstance(layer, LoraLayer):
+            before = active.get(id(layer), [])
+            listed = [before] if isinstance(before, str) else list(before)
+            layer._active_adapter = [*listed, name] if name in layer.lora_A else before
 
 
 def _groups(model: nn.Module, additions: Sequence[Addition]) -> list[list[Addition]]:
-    """Additions that one ``LoraConfig`` can describe: same dropout, same orientation of the weight."""
-    groups: dict[tuple[float, bool], list[Addition]] = defaultdict(list)
+    """Additions that one ``LoraConfig`` describes without patterns: all its fields equal."""
+    groups: dict[tuple, list[Addition]] = defaultdict(list)
     for addition in additions:
-        dropout = float(addition.settings.get("dropout", Lora.defaults["dropout"]))
-        groups[dropout, isinstance(plain(slot(model, addition.module)), Conv1D)].append(addition)
+        transposed = isinstance(plain(slot(model, addition.module)), Conv1D)
+        groups[addition.size, _alpha(addition), _dropout(addition), transposed].append(addition)
     return list(groups.values())
 
 
 def _inject_group(model: nn.Module, additions: Sequence[Addition], name: str) -> None:
-    # peft matches patterns at the end of a path; the anchor makes each fit its own module alone.
-    patterns = {addition.module: "^" + re.escape(addition.module) for addition in additions}
+    first = additions[0]
     config = LoraConfig(
-        r=1,
-        lora_alpha=1,
-        target_modules="|".join(re.escape(module) for module in patterns),
-        rank_pattern={patterns[a.module]: a.size for a in additions},
-        alpha_pattern={patterns[a.module]: _alpha(a) for a in additions},
-        lora_dropout=float(additions[0].settings.get("dropout", Lora.defaults["dropout"])),
-        fan_in_fan_out=isinstance(plain(slot(model, additions[0].module)), Conv1D),
+        r=first.size,
+        lora_alpha=_alpha(first),  # type: ignore[arg-type]  # any number will do
+        target_modules="|".join(re.escape(addition.module) for addition in additions),
+        lora_dropout=_dropout(first),
+        fan_in_fan_out=isinstance(plain(slot(model, first.module)), Conv1D),
     )
     with warnings.catch_warnings():
         # Merging a tied weight is refused by `unmergeable`; until then a LoRA beside one is sound.
@@ -245,6 +259,10 @@ def _inject_group(model: nn.Module, additions: Sequence[Addition], name: str) ->
 def _alpha(addition: Addition) -> float:
     alpha = addition.settings.get("alpha")
     return 2 * addition.size if alpha is None else alpha
+
+
+def _dropout(addition: Addition) -> float:
+    return float(addition.settings.get("dropout", Lora.defaults["dropout"]))
 
 
 def _initialise(model: nn.Module, additions: Sequence[Addition], name: str) -> None:
