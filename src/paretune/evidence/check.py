@@ -1,7 +1,7 @@
 """Which rule is right for which tensor of a model: found on a few real examples, checked against autograd."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -54,6 +54,7 @@ def first_examples(batch: Batch, start: int, stop: int) -> dict[str, Any]:
     }
 
 
+@torch.enable_grad()
 def study(
     model: nn.Module, losses: Losses, batch: Batch, examples: int, tensors: Mapping[str, nn.Parameter]
 ) -> Findings:
@@ -145,15 +146,16 @@ class _Trial:
 
     def forward(self, losses: Losses, batch: Batch, count: int) -> Tensor:
         """The losses of so many examples."""
-        with torch.enable_grad(), self._tape.recording(count):
+        with self._tape.recording(count):
             return losses(self._model, batch)
 
     def findings(self, values: Tensor, chosen: int) -> Findings:
         """What is right, judged by the chosen example's gradient."""
-        with self._tape.collecting():
-            truth = torch.autograd.grad(
-                values[..., chosen].sum(), list(self._tensors.values()), allow_unused=True
-            )
+        truth: Sequence[Tensor | None] = [None] * len(self._tensors)
+        if values.requires_grad:
+            with self._tape.collecting():
+                loss, tensors = values[..., chosen].sum(), list(self._tensors.values())
+                truth = torch.autograd.grad(loss, tensors, allow_unused=True)
         found = self.found
         found.slow = _wrong(dict(zip(self._tensors, truth, strict=True)), self._taken, chosen)
         found.shared = [value for value in self._shared if value.slot.name not in found.slow]

@@ -157,13 +157,12 @@ class _Indexed(Consumer):
 
     def __init__(self, indices: Mapping[str, Tensor | None]) -> None:
         for name, chosen in indices.items():
-            if chosen is not None and chosen.numel() and bool((chosen[1:] <= chosen[:-1]).any()):
+            if chosen is not None and bool((chosen[1:] <= chosen[:-1]).any()):
                 raise PareError(
                     f"{name}: flat indices must be strictly increasing; sort them and drop repeats"
                 )
-        self._indices = {
-            name: None if chosen is None else chosen.to(torch.int64) for name, chosen in indices.items()
-        }
+        self._indices = dict(indices)
+        self._ranges: dict[tuple[str, int, int], tuple[slice, Tensor]] = {}
 
     def wants(self, name: str) -> bool:
         """See `Consumer`."""
@@ -173,18 +172,27 @@ class _Indexed(Consumer):
         """The chosen weights of a block: values (b, m) and their places in the tensor's list of indices."""
         indices, columns = self._indices[name], block.values.shape[2]
         values = block.values.flatten(1)
-        if isinstance(block.rows, Tensor):
-            flat = (block.rows[:, None] * columns + torch.arange(columns, device=values.device)).flatten()
+        if isinstance(block.rows, slice):
+            start, stop = block.rows.start * columns, block.rows.stop * columns
             if indices is None:
-                return values, flat
-            place = torch.searchsorted(indices, flat).clamp(max=max(len(indices) - 1, 0))
-            found = (indices[place] == flat).nonzero().flatten() if len(indices) else flat[:0]
-            return values[:, found], place[found]
-        start, stop = block.rows.start * columns, block.rows.stop * columns
-        if indices is None:
-            return values, slice(start, stop)
-        low, high = torch.searchsorted(indices, torch.tensor([start, stop], device=indices.device)).tolist()
-        return values[:, indices[low:high] - start], slice(low, high)
+                return values, slice(start, stop)
+            places, inside = self._range(name, indices, start, stop)
+            return values.index_select(1, inside), places
+        flat = (block.rows[:, None] * columns + torch.arange(columns, device=values.device)).flatten()
+        if indices is None or not len(indices):
+            return (values, flat) if indices is None else (values[:, :0], flat[:0])
+        near = torch.searchsorted(indices, flat).clamp_(max=len(indices) - 1)
+        found = (indices[near] == flat).nonzero()[:, 0]
+        return values[:, found], near[found]
+
+    def _range(self, name: str, indices: Tensor, start: int, stop: int) -> tuple[slice, Tensor]:
+        """Places of the indices in a range and their distance from its start; batches repeat it."""
+        key = (name, start, stop)
+        if key not in self._ranges:
+            ends = torch.tensor([start, stop], device=indices.device)
+            low, high = torch.searchsorted(indices, ends).tolist()
+            self._ranges[key] = slice(low, high), indices[low:high] - start
+        return self._ranges[key]
 
 
 class ExampleNorms(_Indexed):

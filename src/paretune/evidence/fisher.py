@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import nn
 
 from paretune.errors import PareError
 from paretune.evidence.consumers import AbsSum, SquaredSum
-from paretune.evidence.draw import draw
+from paretune.evidence.draw import draw, name_of
 from paretune.evidence.labels import Form, Labels
 from paretune.evidence.passes import evidence_pass
+from paretune.task import Task
 
 __all__ = ["Fisher", "fisher"]
 
@@ -39,7 +40,7 @@ class Fisher:
 
 def fisher(
     model: nn.Module,
-    task: Any,
+    task: Task,
     *,
     samples: int = 1024,
     batch_size: int = 32,
@@ -49,12 +50,12 @@ def fisher(
     seed: int = 0,
     balanced: bool = False,
     indices: Iterable[int] | None = None,
-    split: str = "train",
+    split: str | datasets.Dataset = "train",
 ) -> Fisher:
     """Score every weight by its per-example gradients (FISH, arXiv 2111.09839, equation 3).
 
     The examples are drawn without replacement, the model is in eval mode and left as it was. Under
-    `torch.distributed` every process takes a share and all end with the same scores.
+    `accelerate launch` every process takes a share and all end with the same scores.
 
     Args:
         model: The model.
@@ -68,7 +69,7 @@ def fisher(
         seed: Seed of the draw and of sampled labels.
         balanced: Draw the same number of examples of each class.
         indices: Take these examples instead of drawing.
-        split: The task's data set to draw from.
+        split: The task's split to draw from, or a data set of its own.
 
     Raises:
         PareError: There are fewer examples than samples; a class has no example in the draw; a tensor does
@@ -108,15 +109,13 @@ def fisher(
     return Fisher(consumer.values, chosen, losses.numpy(), labels, form)
 
 
-def _refuse_missing_class(task: Any, chosen: np.ndarray, split: str) -> None:
+def _refuse_missing_class(task: Task, chosen: np.ndarray, split: str | datasets.Dataset) -> None:
     """A Fisher that never saw a class says nothing about it."""
-    if task.kind != "classification":
-        return
-    classes = np.asarray(getattr(task, split)["labels"])
+    classes = np.asarray(task.rows(split)["labels"]) if task.labels else np.array([])
     for label, text in enumerate(task.labels):
         if label not in classes[chosen]:
             there = int((classes == label).sum())
             raise PareError(
-                f"class {text!r} is absent from the {len(chosen)} examples drawn ({split} has {there}): "
+                f"class {text!r} has none of the {len(chosen)} examples drawn ({there} of {name_of(split)}): "
                 "draw more, draw balanced, or take labels from the model (exact or sampled)"
             )

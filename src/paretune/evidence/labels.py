@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from paretune.errors import PareError
 from paretune.evidence.check import Batch, Losses
+from paretune.task import Task
 from paretune.task.collate import IGNORED
 from paretune.task.kinds import Kind, find_kind
 
@@ -20,7 +21,7 @@ Form = Literal["squared", "absolute"]
 _NOISE = "evidence_noise"
 
 
-def losses_for(task: Any, labels: Labels, form: Form = "squared") -> Losses:
+def losses_for(task: Task, labels: Labels, form: Form = "squared") -> Losses:
     """The function whose per-example gradients make the evidence.
 
     * "data": the task's loss, labels from the data (empirical Fisher; what FISH publishes).
@@ -56,7 +57,7 @@ def losses_for(task: Any, labels: Labels, form: Form = "squared") -> Losses:
 
 
 def with_noise(
-    task: Any, labels: Labels, batch: Mapping[str, Any], indices: np.ndarray, seed: int
+    task: Task, labels: Labels, batch: Mapping[str, Any], indices: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """The batch with the random numbers for sampled labels: each example has its own, however batched.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from paretune.evidence.gradients import Dense, Factor, Outer, Scatter
+from paretune.evidence.gradients import Dense, Factor, Outer, Scatter, accumulation_dtype
 
 __all__ = ["Call", "Rule", "find_rule"]
 
@@ -88,6 +88,11 @@ def _positions(x: Tensor) -> Tensor:
     return x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)
 
 
+def _summed(values: Tensor) -> Dense:
+    """Values (examples, positions, features) summed over the positions."""
+    return Dense(values.sum(1, dtype=accumulation_dtype(values.dtype)).unsqueeze(2))
+
+
 @dataclass(frozen=True)
 class Linear:
     """`y = x W^T + b`, or `y = x W + b` (GPT-2's Conv1D): `G_i = sum_t g_it x_it^T`.
@@ -117,7 +122,7 @@ class Linear:
         g, x = _positions(gradient), _positions(call.input)
         return {
             "weight": lambda: Outer(x, g) if self.transposed else Outer(g, x),
-            "bias": lambda: Dense(g.sum(1).unsqueeze(2)),
+            "bias": lambda: _summed(g),
         }
 
 
@@ -185,7 +190,7 @@ class Convolution:
         g = gradient.flatten(2).transpose(1, 2)
         return {
             "weight": lambda: Outer(g, functional.unfold(call.input, *settings).transpose(1, 2)),
-            "bias": lambda: Dense(g.sum(1).unsqueeze(2)),
+            "bias": lambda: _summed(g),
         }
 
 
@@ -229,14 +234,14 @@ class Scale:
             slope = call.again(**_constants(call.module, 1))
             if self.offset:
                 slope = slope - call.again(**_constants(call.module, 0))
-            return self._summed(gradient * slope)
+            return self._summed(gradient.to(accumulation_dtype(gradient.dtype)) * slope)
 
         return {"weight": weight, "bias": lambda: self._summed(gradient)}
 
     def _summed(self, values: Tensor) -> Dense:
         """Values summed over all but examples and the axis."""
         values = values.movedim(self.axis, -1)
-        return Dense(values.reshape(len(values), -1, values.shape[-1]).sum(1).unsqueeze(2))
+        return _summed(values.reshape(len(values), -1, values.shape[-1]))
 
 
 def _constants(module: nn.Module, weight: int) -> dict[str, Tensor]:
