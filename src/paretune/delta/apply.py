@@ -1,6 +1,7 @@
 """Deltas on a model in memory: several at a time, applied and reverted in any order, bit for bit."""
 
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -11,7 +12,8 @@ from paretune.delta.weights import DigestCache, Kept, Parameters, Places, write
 from paretune.errors import PareError
 from paretune.strategies import Attached, attach_additions
 
-_STATE = "_paretune_applied"  # the model's attribute that remembers what is applied to it
+_STATE = "_paretune_applied"  # the model's attribute that says what is applied to it, while something is
+_caches: WeakKeyDictionary[nn.Module, DigestCache] = WeakKeyDictionary()
 
 
 @dataclass(eq=False)
@@ -23,7 +25,8 @@ class Applied:
         delta: The delta.
         merge: Whether added modules were folded into the weights.
         name: Name under which its modules are attached.
-        places: What it writes to.
+        positions: Flat places of each tensor's values; None for a whole tensor.
+        places: What it writes to, by first name: these, and weights that modules are merged into.
         attached: Its added modules, while they are on the model.
     """
 
@@ -31,6 +34,7 @@ class Applied:
     delta: Contents
     merge: bool
     name: str
+    positions: Places
     places: Places
     attached: Attached | None = None
 
@@ -57,7 +61,11 @@ class _State:
     model: nn.Module
     active: list[Applied] = field(default_factory=list)
     kept: Kept = field(default_factory=Kept)
-    cache: DigestCache = field(default_factory=DigestCache)
+
+    @property
+    def cache(self) -> DigestCache:
+        """What is known about the base's digest."""
+        return _caches.setdefault(self.model, DigestCache())
 
     def check(self, delta: Contents, parameters: Parameters) -> None:
         """Refuse a delta that is for another model."""
@@ -78,6 +86,7 @@ class _State:
         except BaseException:
             self.remove(applied, parameters)
             raise
+        self.model.__dict__[_STATE] = self
         self.cache.stamp(parameters)
 
     def remove(self, applied: Applied, parameters: Parameters) -> None:
@@ -92,6 +101,8 @@ class _State:
         for other in self.active:
             _write(other, parameters, names)
         self.kept = self.kept.only([other.places for other in self.active])
+        if not self.active:
+            self.model.__dict__.pop(_STATE, None)
         if fresh:
             self.cache.stamp(parameters)
 
@@ -115,8 +126,10 @@ def apply(delta: Contents, model: nn.Module, merge: bool = False) -> Applied:
     state = _state(model)
     parameters = Parameters.of(model)
     state.check(delta, parameters)
-    applied = Applied(model, delta, merge and bool(delta.additions), _free_name(state), {})
-    applied.places = _places(applied, parameters)
+    positions = {name: values.positions() for name, values in delta.tensors.items()}
+    merge = merge and bool(delta.additions)
+    places = _places(delta, merge, positions, parameters)
+    applied = Applied(model, delta, merge, _free_name(state), positions, places)
     state.add(applied, parameters)
     return applied
 
@@ -129,7 +142,7 @@ def check(delta: Contents, model: nn.Module) -> None:
     """
     state = _state(model)
     state.check(delta, Parameters.of(model))
-    trial = Applied(model, delta, False, _free_name(state), {})
+    trial = Applied(model, delta, False, _free_name(state), {}, {})
     trial.attached = _attach(trial)
     _detach(trial)
 
@@ -143,7 +156,7 @@ def fold(delta: Contents, model: nn.Module) -> None:
     if _state(model).active:
         raise PareError("other deltas are applied to this model; revert them before folding one in for good")
     apply(delta, model, merge=True)
-    delattr(model, _STATE)
+    del model.__dict__[_STATE], _caches[model]
 
 
 def applied_to(model: nn.Module) -> tuple[Applied, ...]:
@@ -152,10 +165,7 @@ def applied_to(model: nn.Module) -> tuple[Applied, ...]:
 
 
 def _state(model: nn.Module) -> _State:
-    state = model.__dict__.get(_STATE)
-    if state is None:
-        state = model.__dict__[_STATE] = _State(model)
-    return state
+    return model.__dict__.get(_STATE) or _State(model)
 
 
 def _free_name(state: _State) -> str:
@@ -164,12 +174,12 @@ def _free_name(state: _State) -> str:
     return next(name for n in range(len(taken) + 1) if (name := f"delta{n}") not in taken)
 
 
-def _places(applied: Applied, parameters: Parameters) -> Places:
+def _places(delta: Contents, merge: bool, positions: Places, parameters: Parameters) -> Places:
     """What a delta writes to, by first name: its values, and the weights that modules are merged into."""
     first = parameters.first_names
-    places = {first[name]: values.positions() for name, values in applied.delta.tensors.items()}
-    if applied.merge:
-        merged = (f"{addition.module}.weight" for addition in applied.delta.additions)
+    places = {first[name]: where for name, where in positions.items()}
+    if merge:
+        merged = (f"{addition.module}.weight" for addition in delta.additions)
         places.update({first[name]: None for name in merged if name in first})
     return places
 
@@ -217,7 +227,7 @@ def _write(applied: Applied, parameters: Parameters, names: set[str] | None = No
     for name, values in applied.delta.tensors.items():
         first = parameters.first_names[name]
         if names is None or first in names:
-            write(parameters.by_name[first], values.positions(), values.values)
+            write(parameters.by_name[first], applied.positions[name], values.values)
     if applied.merge:
         attached = applied.attached or _attach(applied)
         assert attached is not None

@@ -1,6 +1,5 @@
 """What a delta holds: new values at selected places of named tensors, and the tensors of added modules."""
 
-import copy
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paretune.delta.arrays import DTYPES, dtype_name, to_bytes
-from paretune.delta.canonical import canonical_json
+from paretune.delta.canonical import canonical_json, read_json
 from paretune.errors import PareError
 from paretune.plan import Addition, Base, Granularity, Selection
 
@@ -66,14 +65,17 @@ class Values:
 
     def positions(self) -> Tensor | None:
         """Flat C-order places of the values, int64 of shape (count,); None for a whole tensor."""
-        return None if self.indices is None else torch.from_numpy(self.selection("").flat())
+        if self.indices is None:
+            return None
+        flat = self.indices if self.granularity == "entries" else self.selection("").flat()
+        return torch.from_numpy(flat if flat.flags.writeable else flat.copy())
 
     def to(self, dtype: torch.dtype) -> "Values":
         """The same with values rounded to a dtype."""
         return replace(self, values=self.values.to(dtype))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Contents:
     """The data of a delta; what can be done with it is in :class:`paretune.delta.Delta`.
 
@@ -106,9 +108,10 @@ class Contents:
         self.additions = tuple(sorted(self.additions, key=lambda a: (a.strategy, a.module)))
         self.tensors = dict(sorted(self.tensors.items()))
         self.added = {key: value.detach().cpu().clone() for key, value in sorted(self.added.items())}
-        self.task, self.info = copy.deepcopy(self.task), copy.deepcopy(self.info)
-        canonical_json(self.task, "task")
-        canonical_json(self.info, "info")
+        # As they come back from a file: a tuple is a list, a key is a text.
+        self.task = read_json(canonical_json(self.task, "task"), "task")
+        self.info = read_json(canonical_json(self.info, "info"), "info")
+        canonical_json([addition.settings for addition in self.additions], "settings of an addition")
         self._check_head()
         self._check_added()
 

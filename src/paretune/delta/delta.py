@@ -10,6 +10,7 @@ from torch import nn
 
 from paretune.delta import apply as application
 from paretune.delta import export, format, merge, summary
+from paretune.delta.arrays import DTYPES
 from paretune.delta.contents import Contents, rounded
 from paretune.errors import PareError
 from paretune.files import write_atomic
@@ -104,7 +105,11 @@ class Delta(Contents):
 
         if not self.task:
             raise PareError("this delta does not know its task: load its base yourself and call apply(model)")
-        dtype = getattr(torch, self.base.dtype)
+        dtype = getattr(torch, self.base.dtype, None)
+        if dtype not in DTYPES:
+            raise PareError(
+                f"the delta's base has dtype {self.base.dtype!r}, which no model can be loaded in"
+            )
         return load_model_from_spec(str(model or self.base.model), self.task, dtype=dtype)
 
     def load_model(
@@ -155,6 +160,9 @@ class Delta(Contents):
     def inspect(self) -> dict[str, Any]:
         """What is in the delta and what each part costs, as JSON; see :func:`paretune.delta.summary`."""
         return summary.summarise(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} for {self.base.model}: {self.count:,} weights>"
 
     def __str__(self) -> str:
         return summary.render(self)

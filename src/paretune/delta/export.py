@@ -67,6 +67,10 @@ def _check_expressible(delta: Contents) -> None:
     outside = next((name for name in delta.head if "." not in name), None)
     if outside:
         raise PareError(f"peft saves whole modules, and {outside} belongs to none but the model: {way_out}")
+    saved = {*_head_modules(delta), *(_ALWAYS_SAVED if _task_type(delta) == "SEQ_CLS" else ())}
+    for addition in delta.additions:
+        if any(f".{path}." in f".{addition.module}." for path in saved):
+            raise PareError(f"peft saves {addition.module} whole and puts no LoRA on it: {way_out}")
 
 
 def _configuration(delta: Contents) -> dict[str, Any]:
@@ -86,11 +90,15 @@ def _configuration(delta: Contents) -> dict[str, Any]:
         modules_to_save=_head_modules(delta) or None,
         inference_mode=True,
         base_model_name_or_path=delta.base.model,
-        task_type=_TASK_TYPES.get(delta.task.get("kind", "")),
+        task_type=_task_type(delta),
     )
     return {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
     }
+
+
+def _task_type(delta: Contents) -> str | None:
+    return _TASK_TYPES.get(str(delta.task.get("kind")))
 
 
 def _alpha(addition: Addition) -> float:

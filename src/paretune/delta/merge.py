@@ -120,6 +120,8 @@ def _resolve(name: str, parts: Sequence[Values], overlap: Overlap) -> tuple[np.n
     # Values of one place stand together: by value, so that a sum does not depend on the order of deltas.
     order = np.lexsort((turn if overlap == "last" else values, places))
     places, values = places[order], values[order]
+    if not len(places):
+        return places, values
     starts = np.flatnonzero(np.diff(places, prepend=-1))
     ends = np.append(starts[1:], len(places))
     if overlap == "last":
@@ -131,7 +133,7 @@ def _resolve(name: str, parts: Sequence[Values], overlap: Overlap) -> tuple[np.n
             f"{name}: the deltas disagree on {int(differ.sum()):,} of {len(starts):,} values ({dtypes}); "
             "say what holds: overlap='mean' or overlap='last'"
         )
-    means = np.add.reduceat(values, starts) / (ends - starts) if len(starts) else values
+    means = np.add.reduceat(values, starts) / (ends - starts)
     return places[starts], np.where(differ, means, values[starts])
 
 

