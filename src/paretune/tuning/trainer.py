@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -44,6 +45,7 @@ class DeltaTrainer(Trainer):
         assert isinstance(self.model, nn.Module)
         self.model_accepts_loss_kwargs = _divides_by_items(self.model, self.data_collator, self.train_dataset)
         self.add_callback(_StopWhenNotFinite())
+        self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(_Bar())

@@ -1,0 +1,160 @@
+"""One runner for every experiment: a job a line, finished jobs are never repeated.
+
+A job is one plan chosen, trained and scored under one seed. Its line in the results file holds the job
+itself, the scores, the logged losses, counts, seconds and versions. A line that a kill cut off is passed
+over, and its job runs again.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import builtin_encoder, describe
+from paretune.errors import DivergedError, PareError
+from paretune.methods import choose
+from paretune.plan import Plan
+from paretune.progress import set_quiet
+from paretune.search.trial import run_trial
+from paretune.task import Task
+from paretune.tuning import Recipe
+
+SHARED = Path(os.environ.get("PARETUNE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
+METRICS = {"mrpc": "f1", "cola": "matthews", "stsb": "spearman"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Args:
+        task: A folder of the development data, such as ``mrpc``.
+        method: A method's name.
+        lr: Peak learning rate.
+        budget: Share of the model, or None.
+        settings: The method's settings.
+        exclude: Patterns of tensors that may not be selected.
+        seed: Head, data order, dropout, evidence.
+        steps: Optimiser steps of 32 examples.
+        split: ``heldout`` to tune on, ``validation`` to report.
+        label: What the tables call it; the method's name when empty.
+    """
+
+    task: str
+    method: str
+    lr: float
+    budget: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    exclude: list[str] = field(default_factory=list)
+    seed: int = 0
+    steps: int = 300
+    split: str = "validation"
+    label: str = ""
+
+    @property
+    def key(self) -> str:
+        """The job as text: equal jobs have equal keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The finished runs in a results file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # cut off by a kill; the job runs again
+            continue
+    return rows
+
+
+def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
+    """Run what is not in the file yet, one line each as it finishes; all rows of the jobs."""
+    set_quiet(True)
+    jobs = list(jobs)
+    done = {row["key"]: row for row in read(path)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number, job in enumerate(jobs):
+        if job.key in done:
+            continue
+        row = {"key": job.key, **asdict(job), **_run(job), "machine": describe()}
+        done[job.key] = row
+        with path.open("a") as file:
+            file.write("\n" * (not _ends_whole(path)) + json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        score = row.get("score")
+        said = row["failed"] if score is None else f"{score:.4f}"
+        print(f"{number + 1}/{len(jobs)} {job.task} {job.label or job.method} {job.lr:g} s{job.seed}: {said}")
+    return [done[job.key] for job in jobs]
+
+
+def _ends_whole(path: Path) -> bool:
+    return not path.stat().st_size or path.read_bytes().endswith(b"\n")
+
+
+@lru_cache(maxsize=4)
+def load_task(name: str, seed: int) -> Task:
+    """A development task for the built-in encoder.
+
+    Raises:
+        PareError: The data are not there.
+    """
+    folder = SHARED / "data" / name
+    if not folder.exists():
+        raise PareError(f"{folder}: no development data there; set PARETUNE_SHARED to the folder that has it")
+    return Task.from_files(
+        folder / "train.jsonl",
+        folder / "validation.jsonl",
+        model=builtin_encoder(),
+        metric=METRICS.get(name),
+        seed=seed,
+    )
+
+
+def _run(job: Job) -> dict[str, Any]:
+    start = time.perf_counter()
+    task = load_task(job.task, 0)  # one held-out part for all seeds
+    model = task.load_model(seed=job.seed)
+    try:
+        plan = _plan(job, task, model)
+        chosen = time.perf_counter()
+        recipe = Recipe(lr=job.lr, steps=job.steps, precision="amp")
+        outcome = run_trial(model, task, plan, recipe, seed=job.seed, split=job.split)
+    except DivergedError as problem:
+        return {"failed": str(problem)}
+    return {
+        "score": outcome.scores[task.metric],
+        "scores": outcome.scores,
+        "losses": outcome.training.losses,
+        "trained": plan.count,
+        "head": plan.head_count,
+        "plan": plan.digest,
+        "notes": plan.notes,
+        "seconds": {"choose": chosen - start, "train": outcome.training.seconds},
+        "versions": plan.versions,
+    }
+
+
+def _plan(job: Job, task: Task, model: torch.nn.Module) -> Plan:
+    return choose(job.method, model, task, job.budget, seed=job.seed, exclude=job.exclude, **job.settings)
+
+
+def best_rates(rows: Sequence[dict[str, Any]], higher_is_better: bool = True) -> dict[tuple[str, str], float]:
+    """By (task, label): the learning rate of the best held-out score; the lower loss decides a tie."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        if row["split"] != "heldout" or "failed" in row:
+            continue
+        place = (row["task"], row["label"] or row["method"])
+        worth = (row["score"], -row["scores"]["loss"])
+        if place not in best or worth > (best[place]["score"], -best[place]["scores"]["loss"]):
+            best[place] = row
+    return {place: row["lr"] for place, row in best.items()}
