@@ -38,14 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "cola"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--tuning-steps", type=int, default=125, help="of a learning-rate trial")
     parser.add_argument("--only", nargs="+", help="labels of the variants to run; default: all")
     options = parser.parse_args()
     chosen = [variant for variant in variants() if not options.only or variant[0] in options.only]
     path = RESULTS / "first_methods.jsonl"
 
     tuning = [
-        Job(task, method, lr, budget, settings, steps=options.steps, split="heldout", label=label)
+        Job(task, method, lr, budget, settings, steps=options.tuning_steps, split="heldout", label=label)
         for task in options.tasks
         for label, method, budget, settings in chosen
         for lr in METHODS[method].learning_rates

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from paretune.budget import HeadRule
+from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
 from paretune.files import write_atomic
 from paretune.methods import METHODS, choose, make_method
@@ -77,6 +77,8 @@ def tune(
     out = Path(out)
     recipe = recipe or Recipe(lr=1.0)
     make_method(method, settings)  # a typo is told before anything is loaded
+    if budget is not None:
+        Budget.parse(budget)
     task.require_validation()
     request = {
         "method": method,
@@ -92,7 +94,7 @@ def tune(
         "delta_dtype": delta_dtype,
         "recipe": {name: value for name, value in asdict(recipe).items() if name != "lr"},
     }
-    finished = _open_run(out, request)
+    finished = _finished(out, request)
     if finished:
         return finished
 
@@ -102,6 +104,7 @@ def tune(
         plan = Plan.load(out / "plan")
     elif plan is None:
         plan = choose(method, model, task, budget, seed=seed, head=head, exclude=exclude, **(settings or {}))
+    write_atomic(out / "request.json", json.dumps(request, indent=1, sort_keys=True))
     plan.save(out / "plan")
     say(plan)
     seconds = {"choose": time.perf_counter() - start}
@@ -152,8 +155,8 @@ def tune(
     return result
 
 
-def _open_run(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Start a run folder, or go on with the same request; the result when it is finished.
+def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The result when the folder holds this request, finished; None when it is to be begun or gone on with.
 
     Raises:
         PareError: The folder holds another run, or something else.
@@ -172,5 +175,4 @@ def _open_run(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
         return json.loads(result.read_text()) if result.exists() else None
     if out.exists() and any(out.iterdir()):
         raise PareError(f"{out} is not empty and holds no run; give another --out")
-    write_atomic(path, json.dumps(request, indent=1, sort_keys=True))
     return None
