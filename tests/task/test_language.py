@@ -35,6 +35,18 @@ def test_all_of_a_text_is_learnt_and_its_end(tokenizer):
     assert parts(tokenizer("llama"), encoded) == ("<s>", "the cat</s>")
 
 
+def test_an_end_that_is_written_is_not_written_twice(tokenizer):
+    gpt2 = tokenizer("gpt2")
+    for row, fields in (
+        ({"text": "the cat<|endoftext|>"}, ["text"]),
+        ({"prompt": "the ", "completion": "cat<|endoftext|>"}, PROMPT),
+        ({"prompt": "the cat<|endoftext|>", "completion": ""}, PROMPT),
+    ):
+        encoded = encode(gpt2, row, fields)
+        assert gpt2.decode(encoded.columns["input_ids"][0]) == "the cat<|endoftext|>"
+        assert encoded.columns["labels"][0][-1] == gpt2.eos_token_id
+
+
 def test_only_the_completion_is_learnt(tokenizer):
     gpt2 = tokenizer("gpt2")
     encoded = encode(gpt2, {"prompt": "the cat ", "completion": "runs"})

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig, GPT2Config, T5Config
 from transformers.utils import logging
 
@@ -49,11 +49,17 @@ def test_a_language_model_has_no_head_of_its_own(checkpoint, kind, task):
     assert load_model_from_spec(checkpoint(kind), spec(task, ())).paretune_head == ()
 
 
+def test_a_tied_tensor_is_new_only_if_none_of_its_names_was_loaded():
+    model = torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2), "second": torch.nn.Linear(2, 2)})
+    model["second"].weight = model["first"].weight
+    assert models._new_parameters(model, {"second.weight"}) == []
+    assert models._new_parameters(model, {"first.weight", "second.bias"}) == ["second.bias"]
+    assert models._new_parameters(model, {"first.weight", "second.weight"}) == ["first.weight"]
+
+
 def test_a_language_head_that_is_missing_is_one(tmp_path, checkpoint):
     folder = tmp_path / "llama"
     shutil.copytree(checkpoint("llama"), folder)
-    from safetensors.torch import save_file
-
     held = load_file(folder / "model.safetensors")
     save_file(
         {name: values for name, values in held.items() if name != "lm_head.weight"},
