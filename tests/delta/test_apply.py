@@ -220,6 +220,20 @@ def test_a_weight_changed_under_an_applied_delta_is_noticed():
     applied.revert()
 
 
+def test_a_weight_changed_after_its_delta_is_gone_is_noticed():
+    """What a reverted delta touched is watched again, though another delta is still on the model."""
+    model = Net()
+    base = base_of(model, ())
+    bias = Values((9,), "all", None, torch.zeros(9))
+    first = Delta(base, "x", tensors={"layer.bias": bias}).apply(model)
+    Delta(base, "y", tensors={"scale": Values((), "all", None, torch.zeros(()))}).apply(model)
+    first.revert()
+    with torch.no_grad():
+        model.layer.bias.add_(1)
+    with pytest.raises(PareError, match="other weights"):
+        Delta(base, "z", tensors={"layer.bias": bias}).apply(model)
+
+
 def test_a_change_that_the_delta_covers_goes_with_it():
     """Training on top of an applied delta changes what is reverted, not what comes back."""
     model = Net()
