@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor, nn
 
 from paretune.errors import PareError
@@ -60,7 +60,7 @@ def evidence_pass(
     """
     chosen = np.asarray(indices, np.int64)
     evidence = _Pass(model, task, chosen, split, batch_size, labels, form, seed)
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # what `accelerate launch` asked for
     failure: list[str] = []
     try:
         losses = evidence.run(consumers, state.process_index, state.num_processes)
