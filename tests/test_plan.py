@@ -179,5 +179,5 @@ def test_the_picture_fits_a_terminal():
     )
     lines = str(plan).splitlines()
     assert max(map(len, lines)) <= 80
-    assert "540 weights = 45.000% of the model of 45% asked" in str(plan)
+    assert "540 weights of 1,200: 45.000% (asked: 45%)" in str(plan)
     assert any(line.split()[:2] == ["0", "500"] for line in lines)

@@ -14,8 +14,8 @@ WIDTH = 80  # columns
 def plan_table(plan: Plan) -> str:
     """The plan's counts, costs, and its map of blocks x kinds."""
     counts = cell_counts(plan)
-    asked = f" of {plan.asked} asked" if plan.asked else ""
-    share = f" = {plan.count / plan.weights:.3%} of the model" if plan.weights else ""
+    share = f" of {plan.weights:,}: {plan.count / plan.weights:.3%}" if plan.weights else ""
+    asked = f" (asked: {plan.asked})" if plan.asked else ""
     lines = [
         f"{plan.method} on {plan.base.model} ({plan.base.dtype})",
         f"trains   {plan.count:,} weights{share}{asked}",

@@ -64,7 +64,7 @@ def tune(
         exclude: Patterns of tensors that may not be selected.
         delta_dtype: Precision of the shipped values; None keeps the base's. The score is of what ships.
         settings: The method's settings.
-        plan: Train this plan instead of choosing one.
+        plan: Train this plan instead of choosing one; ``method`` is then the plan's.
         say: Called with the plan before anything trains, and with the table of a sweep.
         train_settings: ``callbacks`` and ``report_to`` of :func:`paretune.tuning.train`.
 
@@ -76,6 +76,7 @@ def tune(
     """
     out = Path(out)
     recipe = recipe or Recipe(lr=1.0)
+    method = plan.method if plan else method
     make_method(method, settings)  # a typo is told before anything is loaded
     if budget is not None:
         Budget.parse(budget)
