@@ -60,6 +60,8 @@ def test_it_fits_80_columns_whatever_is_in_it():
     assert max(len(line) for line in page.splitlines()) <= 80
     assert page.isascii() and "\x1b" not in page
     assert "... and 8 more" in page and "nested (a 0.1235)" in page
+    assert "label 0/label 1/" in page and "label 49" not in page  # three lines of it
+    assert "name.of.some.module.19 " in page
     assert max(len(line) for line in str(net_delta(Net(), 0)).splitlines()) <= 80
 
 

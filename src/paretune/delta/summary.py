@@ -1,6 +1,7 @@
 """What is in a delta and what it costs: as data, and as text of at most 80 columns."""
 
 import math
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,7 +88,7 @@ def _added(delta: Contents, key: str) -> dict[str, Any]:
 
 
 def _about(delta: Contents) -> Iterator[str]:
-    """Base, plan, task and info, a line each; long ones are cut."""
+    """Base, plan, task and info; of a long one its first three lines."""
     lines = {
         "base": f"{delta.base.dtype}, weights {delta.base.digest[:12]}",
         "plan": delta.plan_digest[:12],
@@ -96,8 +97,9 @@ def _about(delta: Contents) -> Iterator[str]:
     }
     yield _cut(f"delta for {_clean(delta.base.model)}", 80)
     for label, text in lines.items():
-        if text:
-            yield _cut(f"  {label:<6}{_clean(text)}", 80)
+        wrapped = textwrap.wrap(_clean(text), 72, max_lines=3, placeholder=" ...")
+        for start, line in zip([label, "", ""], wrapped, strict=False):
+            yield f"  {start:<6}{line}"
 
 
 def _parts(summary: dict[str, Any]) -> Iterator[str]:
@@ -122,7 +124,7 @@ def _largest(tensors: list[dict[str, Any]]) -> Iterator[str]:
         size = math.prod(entry["shape"])
         share = f"{entry['weights'] / size:.2%}" if size else "-"
         what = f"{entry['granularity']} {_short(entry['dtype'])}"
-        yield f"{_middle(_clean(entry['name']), 43):<44}{what:>14}{entry['weights']:>12,}{share:>10}"
+        yield f"{_end(_clean(entry['name']), 43):<44}{what:>14}{entry['weights']:>12,}{share:>10}"
     if len(ordered) > _SHOWN:
         rest = sum(entry["weights"] for entry in ordered[_SHOWN:])
         yield f"{f'... and {len(ordered) - _SHOWN:,} more':<44}{'':>14}{rest:>12,}"
@@ -155,9 +157,6 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _middle(text: str, width: int) -> str:
-    """The text with its middle left out where it is too long: both ends of a tensor's name say something."""
-    if len(text) <= width:
-        return text
-    left = (width - 3) // 2
-    return text[:left] + "..." + text[-(width - 3 - left) :]
+def _end(text: str, width: int) -> str:
+    """The end of a text that is too long: names of tensors differ there."""
+    return text if len(text) <= width else "..." + text[3 - width :]
