@@ -1,6 +1,7 @@
 """The methods there are; a new one is a file of its own and one line here."""
 
 from paretune.methods.base import Method
+from paretune.methods.designed import S4, Adapter, Bias, Designed, Prefix
 from paretune.methods.fish import Fish
 from paretune.methods.gradient import Gradient
 from paretune.methods.lora import Lora
@@ -8,6 +9,20 @@ from paretune.methods.magnitude import Magnitude
 from paretune.methods.random import Random
 from paretune.methods.whole_tensors import BitFit, Full, Head, Norm
 
-METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Full, Head, BitFit, Norm, Lora, Random, Magnitude, Gradient, Fish)
-}
+_ALL: tuple[type[Method], ...] = (
+    Full,
+    Head,
+    BitFit,
+    Norm,
+    Lora,
+    Adapter,
+    Prefix,
+    Bias,
+    Designed,
+    S4,
+    Random,
+    Magnitude,
+    Gradient,
+    Fish,
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
