@@ -66,6 +66,15 @@ class Prices:
             raise PareError(f"{strategy} in block {block}: {known}")
         return known
 
+    def refusal(self, strategy: str) -> str | None:
+        """Why some block that may be touched cannot carry a strategy; None when all can."""
+        for block in sorted(self._open):
+            try:
+                self.price(block, strategy)
+            except PareError as problem:
+                return str(problem)
+        return None
+
     def parts(self, design: Design) -> list[Part]:
         """What a design tunes in this model, block by block.
 
