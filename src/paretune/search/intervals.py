@@ -1,0 +1,65 @@
+"""Means with intervals, and when a winner is told apart from the others."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+FEWEST_DRAWS = 3  # below that no interval is trusted to end a stage
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and the t interval around it; infinite for a single value."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """The mean of a sample with its t interval at a level."""
+    sample = np.asarray(values, dtype=np.float64)
+    mean = float(sample.mean())
+    if len(sample) < 2:
+        return Interval(mean, -math.inf, math.inf)
+    error = float(sample.std(ddof=1)) / math.sqrt(len(sample))
+    reach = float(stats.t.ppf((1 + level) / 2, len(sample) - 1)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def leads(scores: Mapping[str, Sequence[float]], winner: str) -> dict[str, Interval]:
+    """How far a winner is above each other choice, paired by draw.
+
+    The level is Bonferroni's: all intervals together hold the true leads with 95 %.
+
+    Args:
+        scores: Scores by choice, higher is better; draw i is the same random design and seed for all.
+        winner: The choice to compare with.
+    """
+    others = [choice for choice in scores if choice != winner]
+    level = 1 - (1 - LEVEL) / max(len(others), 1)
+    best = np.asarray(scores[winner], dtype=np.float64)
+    return {
+        choice: mean_interval((best - np.asarray(scores[choice], dtype=np.float64)).tolist(), level)
+        for choice in others
+    }
+
+
+def ranked(scores: Mapping[str, Sequence[float]]) -> list[str]:
+    """Choices from the best mean to the worst; the earlier one first among equals."""
+    return sorted(scores, key=lambda choice: -float(np.mean(scores[choice])))
+
+
+def ties(scores: Mapping[str, Sequence[float]], winner: str) -> list[str]:
+    """The choices that the winner is not told apart from."""
+    return [choice for choice, lead in leads(scores, winner).items() if not lead.low > 0]
+
+
+def separated(scores: Mapping[str, Sequence[float]]) -> bool:
+    """Whether the best choice is told apart from every other one."""
+    draws = min(len(values) for values in scores.values())
+    return draws >= FEWEST_DRAWS and not ties(scores, ranked(scores)[0])
