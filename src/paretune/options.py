@@ -93,6 +93,9 @@ def _task(parser: Parser) -> None:
     group.add_argument("--text", nargs="+", help="one or two text fields (default: found by their names)")
     group.add_argument("--label", help="the label field (default: found by its name)")
     group.add_argument("--metric", help="the main metric (default: by kind)")
+    group.add_argument("--positive", help="the class whose F1 is reported (default: by the labels)")
+    group.add_argument("--separator", default="", help="between a prompt and its completion (nothing)")
+    group.add_argument("--revision", help="of the model on the Hub")
     group.add_argument(
         "--max-length", type=int, default=128, help="tokens; longer texts are cut (%(default)s)"
     )

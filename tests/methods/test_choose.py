@@ -9,6 +9,7 @@ from paretune.methods import choose, make_method
 from paretune.methods.lora import fill_ranks
 from paretune.methods.random import draw
 from paretune.task import Task
+from paretune.tuning import attach
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
 
@@ -127,3 +128,25 @@ def test_settings_of_a_made_method_belong_to_it(task):
     with pytest.raises(PareError, match="to the method itself"):
         choose(make_method("lora", {"rank": 1}), task.load_model(), task, None, rank=2)
     assert choose(make_method("lora", {"rank": 1}), task.load_model(), task).additions[0].size == 1
+
+
+@pytest.mark.parametrize("method", ["random", "fish", "lora"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("asked", ["6KiB", "20KB"])
+def test_a_budget_in_bytes_is_the_size_of_the_file(task, tmp_path, method, dtype, asked):
+    model = task.load_model()
+    limit = {"6KiB": 6 * 1024, "20KB": 20_000}[asked]
+    settings = {"samples": 16} if method == "fish" else {}
+    plan = choose(method, model, task, asked, delta_dtype=dtype, **settings)
+    attach(model, plan)
+    delta = model.delta(scores={"accuracy": 0.123456789}, lr=1e-3)
+    (delta.to(dtype) if dtype else delta).save(tmp_path / "delta.safetensors")
+    size = (tmp_path / "delta.safetensors").stat().st_size
+    assert size <= limit
+    assert method == "lora" or size > 0.7 * limit
+    assert plan.asked == asked
+
+
+def test_too_few_bytes_for_the_head_are_refused(task):
+    with pytest.raises(PareError, match="no room for 'random' beside the head"):
+        choose("random", task.load_model(), task, "1KB")

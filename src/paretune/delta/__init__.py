@@ -3,5 +3,6 @@
 from paretune.delta.apply import Applied, applied_to
 from paretune.delta.contents import Values
 from paretune.delta.delta import Delta
+from paretune.delta.estimate import delta_bytes
 
-__all__ = ["Applied", "Delta", "Values", "applied_to"]
+__all__ = ["Applied", "Delta", "Values", "applied_to", "delta_bytes"]

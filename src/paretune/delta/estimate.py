@@ -7,10 +7,11 @@ from paretune.delta.format import encode
 from paretune.plan import Plan
 
 ADDED_TENSORS = 2  # of an added module, about: their names and shapes take a little of the file
+DESCRIPTION = 1024  # bytes kept for the task, scores and settings
 
 
 def delta_bytes(plan: Plan, dtype: torch.dtype | None = None) -> int:
-    """Bytes of the file: the real encoder on zeros in place of the values.
+    """Bytes of the file at most: the real encoder on zeros in place of the values.
 
     Args:
         plan: What will be trained.
@@ -36,4 +37,4 @@ def delta_bytes(plan: Plan, dtype: torch.dtype | None = None) -> int:
         added=added,
         info={},
     )
-    return len(encode(contents))
+    return len(encode(contents)) + DESCRIPTION

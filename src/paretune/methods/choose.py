@@ -2,20 +2,25 @@
 
 import fnmatch
 import importlib.metadata
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import nn
 
 from paretune.anatomy import Anatomy, Tensor, anatomy, base_digest
 from paretune.budget import Budget, HeadRule
+from paretune.delta import delta_bytes
+from paretune.delta.estimate import DESCRIPTION
 from paretune.errors import PareError, near
 from paretune.methods.base import Choice, Method, Question, whole
 from paretune.methods.registry import METHODS
 from paretune.plan import Base, Plan
 from paretune.task import Task
 
+FITS = 6  # tries to come below a budget in bytes
 _RECORDED = ("paretune", "torch", "transformers", "peft")
 
 
@@ -45,6 +50,7 @@ def choose(
     seed: int = 0,
     head: HeadRule = "outside",
     exclude: Sequence[str] = (),
+    delta_dtype: torch.dtype | None = None,
     **settings: Any,
 ) -> Plan:
     """Choose what to train; the model is left bit-equal.
@@ -58,6 +64,7 @@ def choose(
         seed: For everything drawn.
         head: Whether parameters new to the task are ``outside`` the budget (default) or ``inside``.
         exclude: Shell patterns of tensor names that may not be selected, such as ``"*pooler*"``.
+        delta_dtype: Of the shipped values, for a budget in bytes; None takes the base's.
         settings: The method's settings, when ``method`` is a name.
 
     Raises:
@@ -69,29 +76,79 @@ def choose(
         raise PareError(f"{method.name}: give settings to the method itself, not to choose()")
     parts = anatomy(model)
     asked = Budget.parse(budget) if budget is not None else None
-    k = asked.resolve(parts.weights, parts.head_weights, head) if asked else None
+    base = Base(
+        model=str(getattr(task, "model_id", type(model).__name__)),
+        digest=base_digest(model, [tensor.name for tensor in parts.head]),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+    )
+    request = _Request(method, model, task, parts, base, asked, seed, head, tuple(exclude))
     training = model.training
     model.eval()
     try:
-        choice = method.choose(Question(model, task, parts, _candidates(parts, exclude), k, seed))
+        if asked is not None and asked.unit == "bytes":
+            return _within_bytes(request, delta_dtype)
+        k = asked.resolve(parts.weights, parts.head_weights, head) if asked else None
+        return _plan(request, k)
     finally:
         model.train(training)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What ``choose`` was asked, read and checked."""
+
+    method: Method
+    model: nn.Module
+    task: Task
+    parts: Anatomy
+    base: Base
+    asked: Budget | None
+    seed: int
+    head: HeadRule
+    exclude: tuple[str, ...]
+
+
+def _within_bytes(request: _Request, dtype: torch.dtype | None) -> Plan:
+    """The plan whose delta is as large as a budget in bytes allows: measured, then corrected.
+
+    Raises:
+        PareError: Not even the head fits, or nothing beside it.
+    """
+    assert request.asked is not None
+    limit = int(request.asked.value)
+    width = (dtype or getattr(torch, request.base.dtype)).itemsize
+    k = (limit - DESCRIPTION - width * request.parts.head_weights) // (width + 1)
+    for _ in range(FITS):
+        if k < 1:
+            break
+        plan = _plan(request, min(k, request.parts.weights))
+        size = delta_bytes(plan, dtype)
+        if size <= limit:
+            return plan
+        k = math.floor(k - (size - limit) / width) - 1
+    raise PareError(
+        f"a delta of {request.asked} has no room for '{request.method.name}' beside the head's "
+        f"{request.parts.head_weights:,} weights; ask for more, or ship bf16 values"
+    )
+
+
+def _plan(request: _Request, k: int | None) -> Plan:
+    method, parts, head = request.method, request.parts, request.head
+    candidates = _candidates(parts, request.exclude)
+    choice = method.choose(Question(request.model, request.task, parts, candidates, k, request.seed))
+    settings = asdict(method)  # type: ignore[call-overload]
     return Plan(
-        base=Base(
-            model=str(getattr(task, "model_id", type(model).__name__)),
-            digest=base_digest(model, [tensor.name for tensor in parts.head]),
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        ),
+        base=request.base,
         selections=choice.selections,
         additions=choice.additions,
         head=whole(parts.head),
         head_rule=head,
-        asked=str(asked) if asked else None,
+        asked=str(request.asked) if request.asked else None,
         budget=None if k is None else k + (parts.head_weights if head == "inside" else 0),
         method=method.name,
-        settings=asdict(method) | ({"exclude": list(exclude)} if exclude else {}),  # type: ignore[call-overload]
-        seed=seed,
-        data=task.fingerprint,
+        settings=settings | ({"exclude": list(request.exclude)} if request.exclude else {}),
+        seed=request.seed,
+        data=request.task.fingerprint,
         weights=parts.weights,
         places=_places(parts, choice),
         notes=choice.notes,

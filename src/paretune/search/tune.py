@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def default_rate(method: str) -> float:
     """The learning rate a method gets when none is asked for: the middle of its range."""
     rates = METHODS[method].learning_rates
-    return rates[(len(rates) - 1) // 2]
+    return rates[len(rates) // 2]
 
 
 def tune(
@@ -104,7 +104,17 @@ def tune(
     if (out / "plan" / "plan.json").exists():
         plan = Plan.load(out / "plan")
     elif plan is None:
-        plan = choose(method, model, task, budget, seed=seed, head=head, exclude=exclude, **(settings or {}))
+        plan = choose(
+            method,
+            model,
+            task,
+            budget,
+            seed=seed,
+            head=head,
+            exclude=exclude,
+            delta_dtype=DTYPES[delta_dtype] if delta_dtype else None,
+            **(settings or {}),
+        )
     write_atomic(out / "request.json", json.dumps(request, indent=1, sort_keys=True))
     plan.save(out / "plan")
     say(plan)
