@@ -1,9 +1,10 @@
 """Which rule is right for which tensor of a model: found on a few real examples, checked against autograd."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -130,6 +131,7 @@ class _Trial:
 
     def __exit__(self, *error: object) -> None:
         self._tape.close()
+        self._taken.clear()  # what it holds of the batch is not to wait for the garbage collector
 
     def _rule(self, call: Call, output: Any) -> Rule | None:
         """The rule for a call, the same for all calls of a module."""
@@ -151,34 +153,58 @@ class _Trial:
 
     def findings(self, values: Tensor, chosen: int) -> Findings:
         """What is right, judged by the chosen example's gradient."""
-        truth: Sequence[Tensor | None] = [None] * len(self._tensors)
+        judged = _Judgement(self._taken, chosen)
         if values.requires_grad:
-            with self._tape.collecting():
-                loss, tensors = values[..., chosen].sum(), list(self._tensors.values())
-                truth = torch.autograd.grad(loss, tensors, allow_unused=True)
+            handles = [
+                parameter.register_hook(partial(judged.see, name))
+                for name, parameter in self._tensors.items()
+            ]
+            try:
+                with self._tape.collecting():
+                    torch.autograd.grad(
+                        values[..., chosen].sum(), list(self._tensors.values()), allow_unused=True
+                    )
+            finally:
+                for handle in handles:
+                    handle.remove()
         found = self.found
-        found.slow = _wrong(dict(zip(self._tensors, truth, strict=True)), self._taken, chosen)
+        found.slow = judged.wrong()
         found.shared = [value for value in self._shared if value.slot.name not in found.slow]
         found.slots = [slot for slot in self._listened if slot.name not in found.slow]
         return found
 
 
-@torch.no_grad()
-def _wrong(
-    gradients: Mapping[str, Tensor | None], taken: Mapping[str, ExampleGradients], chosen: int
-) -> set[str]:
-    """Tensors whose per-example gradients are not autograd's."""
-    known = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-    norms = {name: _norm(gradient) for name, gradient in known.items()}
-    count = sum(gradient.numel() for gradient in known.values())
-    mean = math.hypot(*norms.values()) / max(count, 1) ** 0.5
-    wrong = set()
-    for name, gradient in known.items():
-        relative, floor = _TOLERANCE.get(gradient.dtype, _HALF_TOLERANCE)
-        allowed = relative * norms[name] + floor * mean * gradient.numel() ** 0.5
-        if name not in taken or not _distance(taken[name], gradient, chosen) <= allowed:
-            wrong.add(name)
-    return wrong
+class _Judgement:
+    """Compares per-example gradients with autograd's, tensor by tensor as they arrive; keeps none."""
+
+    def __init__(self, taken: dict[str, ExampleGradients], chosen: int) -> None:
+        """Start with nothing seen.
+
+        Args:
+            taken: The gradients by rules; a tensor's are complete when autograd's arrives, and are taken out.
+            chosen: The example whose gradient autograd gives.
+        """
+        self._taken, self._chosen = taken, chosen
+        self._seen: dict[str, tuple[torch.dtype, int, float, float]] = {}  # dtype, size, norm, distance
+
+    @torch.no_grad()
+    def see(self, name: str, gradient: Tensor) -> Tensor:
+        """Compare, and let autograd keep a zero instead of the gradient."""
+        taken = self._taken.pop(name, None)
+        distance = math.inf if taken is None else _distance(taken, gradient, self._chosen)
+        self._seen[name] = gradient.dtype, gradient.numel(), _norm(gradient), distance
+        return gradient.new_zeros(()).expand_as(gradient)
+
+    def wrong(self) -> set[str]:
+        """Tensors whose per-example gradients are not autograd's."""
+        count = sum(size for _, size, _, _ in self._seen.values())
+        mean = math.hypot(*(norm for _, _, norm, _ in self._seen.values())) / max(count, 1) ** 0.5
+        wrong = set()
+        for name, (dtype, size, norm, distance) in self._seen.items():
+            relative, floor = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+            if not distance <= relative * norm + floor * mean * size**0.5:
+                wrong.add(name)
+        return wrong
 
 
 def _distance(taken: ExampleGradients, gradient: Tensor, chosen: int) -> float:
