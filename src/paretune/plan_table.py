@@ -2,13 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from paretune.plan import Plan
 
 OPTIMISER_BYTES = 12  # fp32 gradient and AdamW's two moments, for each trained weight
 SHADES = " .:-=+*#%@"
 WIDTH = 80  # columns
+LISTED = 20  # rows of a method's own table
 
 
 def plan_table(plan: Plan) -> str:
@@ -27,7 +29,34 @@ def plan_table(plan: Plan) -> str:
         lines.append("settings " + ", ".join(f"{name}={value}" for name, value in plan.settings.items()))
     if counts:
         lines += ["", *_map(counts)]
+    if "table" in plan.notes:
+        lines += ["", *_listing(**plan.notes["table"])]
     return "\n".join(lines)
+
+
+def _listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """What a method lists in its notes: a title and a table, text to the left and numbers to the right."""
+    texts = [list(columns), *([_cell(value) for value in row] for row in rows[:LISTED])]
+    widths = [max(len(row[place]) for row in texts) for place in range(len(columns))]
+    longest = widths.index(max(widths))
+    widths[longest] = min(widths[longest], WIDTH - sum(widths) - 2 * len(widths) + widths[longest] + 2)
+    left = [isinstance(value, str) for value in (rows[0] if rows else columns)]
+    lines = [title]
+    for row in texts:
+        cells = []
+        for text, width, is_text in zip(row, widths, left, strict=True):
+            text = text if len(text) <= width else f"...{text[3 - width :]}"
+            cells.append(f"{text:<{width}}" if is_text else f"{text:>{width}}")
+        lines.append("  ".join(cells).rstrip())
+    return [*lines, f"and {len(rows) - LISTED} more"] if len(rows) > LISTED else lines
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def cell_counts(plan: Plan) -> dict[tuple[int | None, str], int]:

@@ -1,5 +1,6 @@
 """The methods there are; a new one is a file of its own and one line here."""
 
+from paretune.methods.adapeft import AdaPeft
 from paretune.methods.base import Method
 from paretune.methods.designed import S4, Adapter, Bias, Designed, Prefix
 from paretune.methods.fish import Fish
@@ -24,5 +25,6 @@ _ALL: tuple[type[Method], ...] = (
     Magnitude,
     Gradient,
     Fish,
+    AdaPeft,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
