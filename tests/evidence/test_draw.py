@@ -53,6 +53,12 @@ def test_a_balanced_draw_is_as_equal_as_the_classes_allow(counts: list[int], see
     assert not room or max(drawn) - min(room) <= 1
 
 
+def test_what_small_classes_lack_is_spread_evenly() -> None:
+    task = Rows([0] * 5 + [1] * 5 + [2] + [3])
+    drawn = draw(task, 10, 0, balanced=True)
+    assert np.bincount(np.array(task.classes)[drawn]).tolist() == [4, 4, 1, 1]
+
+
 def test_what_cannot_be_balanced() -> None:
     task: Any = Rows([0, 0, 2], names=3)
     with pytest.raises(PareError, match="class 'c1' has no example in train"):

@@ -65,8 +65,10 @@ def _shares(sizes: np.ndarray, samples: int, generator: np.random.Generator) -> 
     while (missing := samples - int(shares.sum())) > 0:
         unused = np.flatnonzero(shares < sizes)
         each, odd = divmod(missing, len(unused))
-        shares[unused] += each
-        shares[generator.permutation(unused)[:odd]] += 1
+        if each:  # a class may have fewer; the odd ones are given out once none is cut any more
+            shares[unused] += each
+        else:
+            shares[generator.permutation(unused)[:odd]] += 1
         shares = np.minimum(shares, sizes)
     return shares
 
