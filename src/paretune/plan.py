@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +22,7 @@ from paretune.errors import PareError
 from paretune.files import write_atomic
 
 SCHEMA = 1
+OTHER = "other-"  # folders of the plans that came along
 Granularity = Literal["all", "rows", "columns", "entries"]
 
 
@@ -160,6 +161,7 @@ class Plan:
         places: Tensor name or module path -> [block number or None, kind], for the map of blocks x kinds.
         notes: What the method has to say about the choice (JSON).
         versions: Versions of the packages that made it.
+        others: Plans of other sizes that came with this one, such as the rungs of IRD's ladder.
 
     Raises:
         PareError: A tensor selected twice, more weights than the budget, or nothing to train at all.
@@ -180,6 +182,7 @@ class Plan:
     places: dict[str, list[Any]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    others: tuple["Plan", ...] = ()
 
     def __post_init__(self) -> None:
         names = [selection.tensor for selection in (*self.selections, *self.head)]
@@ -225,11 +228,14 @@ class Plan:
             OSError: The folder cannot be written.
         """
         folder = Path(folder)
+        for number, other in enumerate(self.others):
+            other.save(folder / f"{OTHER}{number}")
         arrays = {s.tensor: s.indices for s in self.selections if s.indices is not None}
         content = save_arrays(arrays) if arrays else b""
         if arrays:
             write_atomic(folder / "plan.safetensors", content)
-        document = self.document() | {"indices_sha256": hashlib.sha256(content).hexdigest()}
+        extra = {"indices_sha256": hashlib.sha256(content).hexdigest(), "others": len(self.others)}
+        document = self.document() | extra
         write_atomic(folder / "plan.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
 
     @classmethod
@@ -242,8 +248,9 @@ class Plan:
         folder = Path(folder)
         document = _read_document(folder)
         arrays = _read_indices(folder, document)
+        others = tuple(cls.load(folder / f"{OTHER}{n}") for n in range(document.get("others", 0)))
         try:
-            return _from_document(document, arrays)
+            return replace(_from_document(document, arrays), others=others)
         except (KeyError, TypeError, AttributeError) as problem:
             raise PareError(
                 f"{folder / 'plan.json'}: not a whole plan ({problem!r}); make it again"

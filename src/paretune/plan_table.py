@@ -1,6 +1,7 @@
 """A plan as a table that fits 80 columns: what would train, where, and what it costs."""
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,8 @@ def plan_table(plan: Plan) -> str:
         f"training {readable_bytes(OPTIMISER_BYTES * plan.trained)} of gradients and optimiser state",
     ]
     if plan.settings:
-        lines.append("settings " + ", ".join(f"{name}={value}" for name, value in plan.settings.items()))
+        settings = "settings " + ", ".join(f"{name}={value}" for name, value in plan.settings.items())
+        lines += textwrap.wrap(settings, WIDTH, subsequent_indent=" " * 9)
     if counts:
         lines += ["", *_map(counts)]
     if "table" in plan.notes:

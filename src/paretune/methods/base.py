@@ -54,11 +54,13 @@ class Choice:
         selections: Existing weights to train.
         additions: Modules to add.
         notes: What there is to say about the choice (JSON), kept in the plan.
+        others: Further choices that came with it, of other sizes; each is kept as a plan of its own.
     """
 
     selections: tuple[Selection, ...] = ()
     additions: tuple[Addition, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+    others: tuple["Choice", ...] = ()
 
 
 class Method(Protocol):

@@ -4,7 +4,7 @@ import fnmatch
 import importlib.metadata
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def _plan(request: _Request, k: int | None) -> Plan:
     candidates = _candidates(parts, request.exclude)
     choice = method.choose(Question(request.model, request.task, parts, candidates, k, request.seed))
     settings = asdict(method)  # type: ignore[call-overload]
-    return Plan(
+    plan = Plan(
         base=request.base,
         selections=choice.selections,
         additions=choice.additions,
@@ -153,6 +153,20 @@ def _plan(request: _Request, k: int | None) -> Plan:
         places=_places(parts, choice),
         notes=choice.notes,
         versions={name: importlib.metadata.version(name) for name in _RECORDED},
+    )
+    return replace(plan, others=tuple(_other(plan, parts, other) for other in choice.others))
+
+
+def _other(plan: Plan, parts: Anatomy, choice: Choice) -> Plan:
+    """A plan of another size that the same method call gave."""
+    return replace(
+        plan,
+        selections=choice.selections,
+        additions=choice.additions,
+        places=_places(parts, choice),
+        notes=choice.notes,
+        asked=None,
+        budget=None,
     )
 
 

@@ -5,6 +5,7 @@ from paretune.methods.base import Method
 from paretune.methods.designed import S4, Adapter, Bias, Designed, Prefix
 from paretune.methods.fish import Fish
 from paretune.methods.gradient import Gradient
+from paretune.methods.ird import Ird
 from paretune.methods.lora import Lora
 from paretune.methods.magnitude import Magnitude
 from paretune.methods.random import Random
@@ -25,6 +26,7 @@ _ALL: tuple[type[Method], ...] = (
     Magnitude,
     Gradient,
     Fish,
+    Ird,
     AdaPeft,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
