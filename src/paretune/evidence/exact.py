@@ -66,7 +66,7 @@ def _add(
     first = _gradients(loss, names, parameters, create_graph=True)
     for number, group in enumerate(groups):
         along = group.dot(first, vectors)
-        slope[number] += float(along)
+        slope[number] += float(along.detach())
         if not along.requires_grad:
             continue
         wanted = names if matrix else [piece.tensor for piece in group.pieces]

@@ -36,7 +36,7 @@ class AdaPeft:
         estimator: Of the curvature: ``sampled-fisher``, ``exact`` or ``forward-fit`` (the paper's).
         direction: ``adamw``'s preconditioned step, or the ``gradient``.
         beyond_head: Leave out of every gain what the head, which is trained anyway, can do by itself (the
-            paper does not; ``forward-fit`` cannot).
+            paper does not; ``sampled-fisher`` alone can, whose curvature is never negative).
         samples: Training examples a probe, half of them for the direction; None takes 512 or all there are.
         horizon: Share of a training of three epochs during which to look, at constant ``lr``; 0 looks at the
             pretrained weights. The paper's is 0.1.
@@ -93,10 +93,10 @@ class AdaPeft:
             )
         if not self.lr > 0:
             raise PareError(f"adapeft: lr {self.lr} is not above 0")
-        if self.select == "joint" and (self.estimator == "forward-fit" or self._transfers):
+        if self.select == "joint" and (self.estimator != "sampled-fisher" or self._transfers):
             raise PareError(
-                "adapeft: joint needs the curvature between the model's own items, which forward-fit, "
-                "probe_depth and probe_model do not give; take select=knapsack"
+                "adapeft: joint needs a curvature between the model's own items that is never negative: "
+                "estimator=sampled-fisher, without probe_depth and probe_model; or take select=knapsack"
             )
 
     @property

@@ -151,7 +151,7 @@ def added_items(
             count = STRATEGIES[name].count(model, module, size, {"seed": seed})
             items.append(
                 Item(
-                    name=f"{name} {size} on {module}",
+                    name=f"{module} + {name} {size}",
                     kind=name,
                     role=module.removeprefix(block.path).lstrip("."),
                     depth=parts.relative_depth(block),

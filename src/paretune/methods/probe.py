@@ -42,7 +42,8 @@ class Looking:
         estimator: See `curvature`.
         direction: See `find_direction`.
         matrix: Whether the matrix between items is wanted.
-        beyond_head: Leave out of every gain what the head, trained anyway, can do itself; forward-fit cannot.
+        beyond_head: Leave out of every gain what the head, trained anyway, can do itself; for
+            sampled-fisher only: the exact curvature may be negative, and forward-fit has no matrix.
         steps: Steps of training to look during; 0 looks at the pretrained weights.
         probes: How many times to look during these.
         lr: Learning rate of these.
@@ -111,7 +112,7 @@ def halves(task: Task, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 def _phase(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking) -> Average:
     """The probes of items that are attached together."""
-    beyond_head = looking.beyond_head and looking.estimator != "forward-fit"
+    beyond_head = looking.beyond_head and looking.estimator == "sampled-fisher"
     with _attached(model, items) as groups:
         named = dict(model.named_parameters())
         head = [name for name in getattr(model, "paretune_head", ()) if name in named]

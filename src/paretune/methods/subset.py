@@ -13,6 +13,7 @@ __all__ = ["Problem", "Step", "Subset", "joint", "knapsack", "prefix"]
 FRONT_SIZES = 16  # how many sizes the front of the knapsack is solved at
 SECONDS = 20.0  # the longest that one knapsack is worked on; what is left open is the gap
 GAP = 1e-6
+CUTS = 50
 SHRINK = 0.1  # how far the estimated matrix is drawn to its diagonal: it has fewer examples than entries
 
 
@@ -153,12 +154,10 @@ def _solve(problem: Problem, items: Sequence[int]) -> tuple[list[int], float]:
     if not items:
         return [], 0.0
     gains, costs = problem.gains[items], problem.costs[:, items]
-    limits = problem.limits.astype(float)
-    for _ in range(10):
-        # Rows and gains are scaled: the solver's tolerances are absolute.
-        rows = [LinearConstraint(costs / problem.limits[:, None], ub=limits / problem.limits)]
-        for group in problem.rivals:
-            rows.append(LinearConstraint(np.isin(items, group).astype(float)[None], ub=1))
+    # Rows and gains are scaled: the solver's tolerances are absolute.
+    rows = [LinearConstraint(costs / problem.limits[:, None], ub=1)]
+    rows += [_at_most(items, group, 1) for group in problem.rivals]
+    for _ in range(CUTS):
         found = milp(
             -gains / gains.max(),
             constraints=rows,
@@ -166,14 +165,19 @@ def _solve(problem: Problem, items: Sequence[int]) -> tuple[list[int], float]:
             integrality=np.ones(len(items)),
             options={"mip_rel_gap": GAP, "time_limit": SECONDS},
         )
-        if found.x is None:  # out of time without any subset: the first that fits is one
-            return [items[0]], 1.0
+        if found.x is None:
+            break
         chosen = [item for item, taken in zip(items, found.x, strict=True) if taken > 0.5]
-        over = problem.costs[:, chosen].sum(1) - problem.limits
-        if (over <= 0).all():
+        if problem.fits(chosen):
             return chosen, float(found.mip_gap or 0.0)
-        limits = limits - np.maximum(over, 0)  # by the solver's tolerance above a limit: ask for less
-    return [items[0]], 1.0
+        # Above a limit by less than the solver's tolerance: these items together are never within it.
+        rows.append(_at_most(items, chosen, len(chosen) - 1))
+    return [items[0]], 1.0  # out of time: the first item that fits is a subset
+
+
+def _at_most(items: Sequence[int], group: Sequence[int], count: int) -> LinearConstraint:
+    """At most so many of a group."""
+    return LinearConstraint(np.isin(items, group).astype(float)[None], ub=count)
 
 
 def _step(problem: Problem, taken: Sequence[int], gain: float) -> Step:
