@@ -39,19 +39,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "cola"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--tuning-steps", type=int, default=300, help="of a learning-rate trial")
+    parser.add_argument("--steps", nargs="+", type=int, default=[300, 700], help="one number a task")
     parser.add_argument("--default-rates", action="store_true", help="the product's, instead of a sweep")
     parser.add_argument("--only", nargs="+", help="labels of the variants to run; default: all")
     options = parser.parse_args()
     chosen = [variant for variant in variants() if not options.only or variant[0] in options.only]
     path = RESULTS / "first_methods.jsonl"
+    steps = dict(zip(options.tasks, options.steps, strict=True))
 
     tuning = (
         []
         if options.default_rates
         else [
-            Job(task, method, lr, budget, settings, steps=options.tuning_steps, split="heldout", label=label)
+            Job(task, method, lr, budget, settings, steps=steps[task], split="heldout", label=label)
             for task in options.tasks
             for label, method, budget, settings in chosen
             for lr in METHODS[method].learning_rates
@@ -64,7 +64,7 @@ def main() -> None:
             (task, label): default_rate(method) for task in options.tasks for label, method, *_ in chosen
         }
     final = [
-        Job(task, method, rates[task, label], budget, settings, seed=seed, steps=options.steps, label=label)
+        Job(task, method, rates[task, label], budget, settings, seed=seed, steps=steps[task], label=label)
         for seed in range(options.seeds)
         for task in options.tasks
         for label, method, budget, settings in chosen
@@ -78,11 +78,12 @@ def main() -> None:
         for task in options.tasks
         for label, *_ in chosen
     }
-    print(json.dumps({"means": means, "seeds": options.seeds, "steps": options.steps}))
+    print(json.dumps({"means": means, "seeds": options.seeds, "steps": steps}))
 
 
 def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     """Markdown: mean, spread and loss of every method on every task."""
+    steps = " and ".join(map(str, options.steps))
     tasks, seeds = options.tasks, len({row["seed"] for row in rows})
     rates = (
         "the methods' defaults"
@@ -92,7 +93,7 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     lines = [
         "# The first methods at 0.5 %",
         "",
-        f"Built-in encoder, {options.steps} steps of 32, bf16 autocast, {seeds} seeds; learning rates:",
+        f"Built-in encoder, {steps} steps of 32, bf16 autocast, {seeds} seeds; learning rates:",
         f"{rates}. Score: F1 (mrpc), Matthews correlation (cola), Spearman (stsb), times 100:",
         "mean (lowest to highest). `python -m experiments.first_methods` makes this page.",
         "",
