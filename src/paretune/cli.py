@@ -181,6 +181,12 @@ def _tune(options: Namespace) -> None:
     )
 
 
+def _search(options: Namespace) -> None:
+    from paretune import cli_search
+
+    cli_search.run(options, _task, _recipe(options))
+
+
 def _methods(options: Namespace) -> None:
     from paretune.methods import METHODS
 
@@ -203,6 +209,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": _demo,
     "choose": _choose,
     "tune": _tune,
+    "search": _search,
     "methods": _methods,
     "delta": _delta,
 }

@@ -75,6 +75,10 @@ def build_parser() -> Parser:
     _method(tune)
     _training(tune)
     _output(tune)
+    search = add("search", "Refine a design space in stages; the found design is a file for tune.")
+    _task(search)
+    _search(search)
+    _output(search)
     add("methods", "What there is to choose with, and its settings.")
     _delta(add("delta", "Inspect, verify, apply, merge and export deltas."))
     return parser
@@ -130,11 +134,32 @@ def _training(parser: Parser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--plan", help="train this plan (a folder) instead of choosing one")
     group.add_argument("--lr", help="a rate, or sweep (default: the middle of the method's range)")
+    _recipe(group)
+    group.add_argument("--delta-dtype", choices=["fp32", "bf16"], help="of the shipped values (the base's)")
+    group.add_argument("--report-to", nargs="+", default=["none"], help="tensorboard, trackio, ... (none)")
+
+
+def _search(parser: Parser) -> None:
+    group = parser.add_argument_group("the search")
+    group.add_argument("--budget", required=True, help="0.5%%, 120k, 120000, or 2MiB of delta")
+    group.add_argument("--trials", type=int, help="in all (default: two draws for each choice and rung)")
+    group.add_argument("--minutes", type=float, help="in all (no limit)")
+    group.add_argument("--workers", type=int, default=1, help="trials at a time (%(default)s)")
+    group.add_argument("--groups", type=int, default=4, help="of consecutive blocks (%(default)s)")
+    group.add_argument("--strategies", nargs="+", help="what a group may have (default: all there are)")
+    group.add_argument("--lr", type=float, nargs="+", help="rates; several are settled first")
+    group.add_argument(
+        "--head", default="outside", choices=["outside", "inside"], help="the budget (%(default)s)"
+    )
+    group.add_argument("--exclude", nargs="+", default=[], help="patterns of tensors that stay as they are")
+    group.add_argument("--seed", type=int, default=0, help="for everything drawn (%(default)s)")
+    _recipe(parser.add_argument_group("a whole training, of which trials take a share"))
+
+
+def _recipe(group: argparse._ArgumentGroup) -> None:
     for name, kind, text in RECIPE:
         group.add_argument(f"--{name}", type=kind, help=text)
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    group.add_argument("--delta-dtype", choices=["fp32", "bf16"], help="of the shipped values (the base's)")
-    group.add_argument("--report-to", nargs="+", default=["none"], help="tensorboard, trackio, ... (none)")
 
 
 def _output(parser: Parser, default: str | None = None, required: bool = True) -> None:

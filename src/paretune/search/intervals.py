@@ -49,9 +49,15 @@ def leads(scores: Mapping[str, Sequence[float]], winner: str) -> dict[str, Inter
     }
 
 
-def ranked(scores: Mapping[str, Sequence[float]]) -> list[str]:
-    """Choices from the best mean to the worst; the earlier one first among equals."""
-    return sorted(scores, key=lambda choice: -float(np.mean(scores[choice])))
+def ranked(
+    scores: Mapping[str, Sequence[float]], losses: Mapping[str, Sequence[float]] | None = None
+) -> list[str]:
+    """Choices from the best mean to the worst; among equals the lower mean loss, then the earlier one."""
+
+    def worth(choice: str) -> tuple[float, float]:
+        return -float(np.mean(scores[choice])), float(np.mean(losses[choice])) if losses else 0.0
+
+    return sorted(scores, key=worth)
 
 
 def ties(scores: Mapping[str, Sequence[float]], winner: str) -> list[str]:

@@ -1,0 +1,218 @@
+"""The record of a search: an Optuna study in a journal file, which survives a kill at any moment.
+
+One process writes it. A trial is in it once; a finished one is found again by its key.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import PareError
+
+try:
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.trial import TrialState, create_trial
+except ImportError as problem:
+    raise PareError("a search needs optuna: pip install 'paretune[search]'") from problem
+
+SCHEMA = 1
+_IDENTITY = "paretune search"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run.
+
+    Args:
+        stage: Number of its stage.
+        choice: The option it stands for.
+        draw: Number of the random draw: the same design beside the choice, and the same seed, for all.
+        share: Of the steps of a whole training.
+        seed: Of the head, the data order, dropout and added modules.
+        point: The options of all components.
+    """
+
+    stage: int
+    choice: str
+    draw: int
+    share: float
+    seed: int
+    point: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """What the trial is found by."""
+        return f"{self.stage}|{self.choice}|{self.draw}|{self.share:g}"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of a trial.
+
+    Args:
+        score: The task's metric on held-out train; None when training diverged.
+        seconds: Wall seconds in all.
+        training: Of these, the seconds of the training steps.
+        failed: What the training said when it diverged.
+        loss: On held-out train; the lower one decides between equal scores.
+    """
+
+    score: float | None
+    seconds: float
+    training: float
+    failed: str = ""
+    loss: float = 0.0
+
+
+class Book:
+    """The study of one run folder, open in this process alone.
+
+    Args:
+        path: The journal file.
+        identity: What the search is about (JSON); a file of another search is refused.
+        higher: Whether a higher score is better.
+
+    Raises:
+        PareError: Another process has it open, it belongs to another search or to a newer version, or it is
+            no journal.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], higher: bool = True) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._handle = path.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._handle.close()
+            raise PareError(
+                f"{path.parent}: another process is searching here; wait for it, or give another --out"
+            ) from None
+        try:
+            self._open(identity, higher)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self._handle.close()
+
+    def _open(self, identity: Mapping[str, Any], higher: bool) -> None:
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        _drop_half_line(self._path)
+        backend = JournalFileBackend(str(self._path), lock_obj=_NoLock(str(self._path)))
+        try:
+            self._storage = optuna.storages.JournalStorage(backend)
+            self._study = optuna.create_study(
+                study_name="design space",
+                storage=self._storage,
+                sampler=optuna.samplers.RandomSampler(seed=0),
+                direction="maximize" if higher else "minimize",
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise PareError(
+                f"{self._path}: is no study or is damaged ({problem}); move it away, or give another --out"
+            ) from problem
+        self._check(json.loads(json.dumps(identity)))
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._fail(trial._trial_id, "interrupted")
+
+    def _check(self, identity: dict[str, Any]) -> None:
+        found = self._study.user_attrs.get(_IDENTITY)
+        if found is None and self._study.get_trials(deepcopy=False):
+            raise PareError(f"{self._path}: a study that paretune did not make; give another --out")
+        if found is None:
+            self._study.set_user_attr(_IDENTITY, {"schema": SCHEMA, **identity})
+            return
+        if found.get("schema") != SCHEMA:
+            raise PareError(
+                f"{self._path}: a study of schema {found.get('schema')}, this paretune reads {SCHEMA}; "
+                "finish it with the version that began it, or give another --out"
+            )
+        for name in sorted(identity):
+            if found.get(name) != identity[name]:
+                raise PareError(
+                    f"{self._path} belongs to another search: {name} was {_short(found.get(name))}, now "
+                    f"{_short(identity[name])}; give another --out, or ask for the same"
+                )
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something (JSON) under a name."""
+        self._study.set_user_attr(name, value)
+
+    def noted(self, name: str) -> Any:
+        """What was kept under a name; None when nothing was."""
+        return self._study.user_attrs.get(name)
+
+    def begin(self, job: Job, options: Mapping[str, tuple[str, ...]]) -> int:
+        """Record that a trial runs; its id."""
+        distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(options[name]) for name in job.point
+        }
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(job.point),
+            distributions=distributions,
+            user_attrs={"key": job.key, "job": asdict(job)},
+        )
+        return self._storage.create_new_trial(self._study._study_id, template_trial=trial)
+
+    def finish(self, trial: int, scored: Scored) -> None:
+        """Record what came of a running trial; on disk when this returns."""
+        self._storage.set_trial_user_attr(trial, "scored", asdict(scored))
+        if scored.score is None:
+            self._fail(trial, scored.failed)
+        else:
+            self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [scored.score])
+
+    def give_up(self, trial: int, reason: str) -> None:
+        """Record that a running trial came to nothing; it may be begun again."""
+        self._fail(trial, reason)
+
+    def finished(self) -> dict[str, Scored]:
+        """Every finished trial by key; those that diverged are finished too."""
+        return {key: scored for key, _, scored in self.trials()}
+
+    def trials(self) -> Iterator[tuple[str, Job, Scored]]:
+        """Key, job and result of every finished trial, in the order in which they were begun."""
+        done = (TrialState.COMPLETE, TrialState.FAIL)
+        for trial in self._study.get_trials(deepcopy=False, states=done):
+            scored = trial.user_attrs.get("scored")
+            if scored is not None:
+                yield trial.user_attrs["key"], Job(**trial.user_attrs["job"]), Scored(**scored)
+
+    def _fail(self, trial: int, reason: str) -> None:
+        self._storage.set_trial_user_attr(trial, "reason", reason)
+        self._storage.set_trial_state_values(trial, TrialState.FAIL)
+
+
+class _NoLock(JournalFileOpenLock):
+    """The lock on the run folder is enough: one process writes, and the system frees it after a kill."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a kill left of a last line, so that the next one does not join it."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        content = file.read()
+        if content.startswith(b"{"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
