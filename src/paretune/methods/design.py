@@ -171,7 +171,7 @@ def _strategies(group: int, names: Any) -> tuple[str, ...]:
 def _check_settings(settings: Any) -> None:
     if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
         raise PareError(
-            f"settings are given by strategy, such as {{lora: {{targets: all}}}}: not {settings!r}"
+            f"settings are given by strategy, such as {{lora: {{targets: all}}}}, not {settings!r}"
         )
     for name in settings:
         if name not in STRATEGIES:
