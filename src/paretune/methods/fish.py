@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from paretune.evidence import fisher, top_k
+from paretune.evidence import Fisher, fisher, top_k
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
+from paretune.methods.warm import Warm
 
 DEFAULT_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class Fish:
+class Fish(Warm):
     """The k entries with the largest ``sum_i (d loss_i / d w_j)^2`` over n training examples (equation 3).
 
     Args:
@@ -20,6 +21,8 @@ class Fish:
         form: ``squared`` or ``absolute`` gradients.
         balanced: Draw as many examples of each class.
         batch_size: Examples in a forward pass; no influence but rounding.
+
+    ``warm_head``, ``warm_lr`` and ``normalise``: see :class:`paretune.methods.warm.Warm`.
     """
 
     name: ClassVar[str] = "fish"
@@ -40,7 +43,14 @@ class Fish:
             PareError: As :func:`paretune.evidence.fisher`.
         """
         k = question.k
-        evidence = fisher(
+        evidence = self.under_warm_head(question, lambda: self._evidence(question))
+        notes: dict[str, Any] = {"samples": len(evidence.indices), "mean_loss": float(evidence.losses.mean())}
+        return Choice(
+            entries(question, top_k(evidence.scores, k, scale=self.scales(evidence.scores))), notes=notes
+        )
+
+    def _evidence(self, question: Question) -> Fisher:
+        return fisher(
             question.model,
             question.task,
             samples=self.samples or min(DEFAULT_SAMPLES, len(question.task.train)),
@@ -51,5 +61,3 @@ class Fish:
             seed=question.seed,
             balanced=self.balanced,
         )
-        notes: dict[str, Any] = {"samples": len(evidence.indices), "mean_loss": float(evidence.losses.mean())}
-        return Choice(entries(question, top_k(evidence.scores, k)), notes=notes)

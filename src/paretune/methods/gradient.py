@@ -7,17 +7,20 @@ from paretune.errors import PareError
 from paretune.evidence import Sum, draw, evidence_pass, top_k
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
+from paretune.methods.warm import Warm
 
 DEFAULT_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(Warm):
     """The k entries with the largest ``|sum_i d loss_i / d w_j|`` over n training examples.
 
     Args:
         samples: n; None takes 1024, or all of a smaller training set.
         batch_size: Examples in a forward pass; no influence but rounding.
+
+    ``warm_head``, ``warm_lr`` and ``normalise``: see :class:`paretune.methods.warm.Warm`.
     """
 
     name: ClassVar[str] = "gradient"
@@ -39,16 +42,19 @@ class Gradient:
         consumer = Sum({tensor.name: parameters[tensor.name] for tensor in question.candidates})
         samples = self.samples or min(DEFAULT_SAMPLES, len(question.task.train))
         drawn = draw(question.task, samples, question.seed)
-        losses = evidence_pass(
-            question.model,
-            question.task,
-            [consumer],
-            drawn,
-            batch_size=self.batch_size,
-            seed=question.seed,
+        losses = self.under_warm_head(
+            question,
+            lambda: evidence_pass(
+                question.model,
+                question.task,
+                [consumer],
+                drawn,
+                batch_size=self.batch_size,
+                seed=question.seed,
+            ),
         )
         scores = {name: values.abs_() for name, values in consumer.values.items()}
         if not any(bool(values.any()) for values in scores.values()):
             raise PareError(f"every gradient is zero on the {samples} examples; no weight can be preferred")
         notes: dict[str, Any] = {"samples": samples, "mean_loss": float(losses.mean())}
-        return Choice(entries(question, top_k(scores, k)), notes=notes)
+        return Choice(entries(question, top_k(scores, k, scale=self.scales(scores))), notes=notes)

@@ -12,10 +12,11 @@ from paretune.evidence.decreasing import Cached, Evidence, Keep, Order, Recomput
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
 from paretune.methods.samples import describe_samples
+from paretune.methods.warm import Warm
 
 
 @dataclass(frozen=True)
-class Ird:
+class Ird(Warm):
     """A ladder of sample-parameter pairs; the last rung is the budget.
 
     Args:
@@ -33,6 +34,8 @@ class Ird:
         cache_bytes: Memory for the matrix of squares; in half precision when it does not fit in full, and
             recomputed pass by pass when it does not fit at all.
         batch_size: Examples in a forward pass.
+
+    ``warm_head`` and ``warm_lr``: see :class:`paretune.methods.warm.Warm`.
 
     Raises:
         PareError: A setting out of range.
@@ -56,6 +59,9 @@ class Ird:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalise != "none":
+            raise PareError("ird: samples and weights are compared by one matrix; normalise must be 'none'")
         for setting, least in (("samples", 1), ("steps", 1), ("factor", 2), ("cache_bytes", 0)):
             value = getattr(self, setting)
             if value is not None and value < least:
@@ -70,6 +76,9 @@ class Ird:
             PareError: The first rung needs more examples than train has, or as
                 :func:`paretune.evidence.fisher`.
         """
+        return self.under_warm_head(question, lambda: self._walk(question))
+
+    def _walk(self, question: Question) -> Choice:
         sizes = self._sizes(question)
         first = fisher(
             question.model,
