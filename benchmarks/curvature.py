@@ -3,7 +3,8 @@
     python -m benchmarks.curvature --quick
 
 One group a tensor, raw curvature: what the head can do is not taken out. `--steps` looks after so many steps
-of training instead of at the pretrained weights. On the same direction and the same examples, which are not the direction's own:
+of training instead of at the pretrained weights. On the same direction and the same examples, which are not
+the direction's own:
 
 * sampled-fisher in float32, its time in units of one plain forward and backward of every parameter over the
   same examples (median over rounds; slope and curvature of all groups), beside the 4 K + 1 forwards of the
@@ -79,14 +80,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
     parser.add_argument("--task", default="mrpc", help="a folder of the development data")
-    parser.add_argument("--examples", type=int, help="for the estimators (8, or 64 when not quick)")
+    parser.add_argument("--examples", type=int, help="for the estimators (6, or 64 when not quick)")
     parser.add_argument("--timed", type=int, default=64, help="examples for the time")
-    parser.add_argument("--rounds", type=int, help="of the time (3, or 9)")
+    parser.add_argument("--rounds", type=int, help="of the time (2, or 9)")
     parser.add_argument("--steps", type=int, default=0, help="steps of training before the look")
     parser.add_argument("--rule", default="adamw", choices=["adamw", "gradient"], help="the direction")
     options = parser.parse_args()
-    options.rounds = options.rounds or (3 if options.quick else 9)
-    options.examples = options.examples or (8 if options.quick else 64)
+    options.rounds = options.rounds or (2 if options.quick else 9)
+    options.examples = options.examples or (6 if options.quick else 64)
     set_quiet(True)
     task = load_task(options.task, 0)
     model = task.load_model()
