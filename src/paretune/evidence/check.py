@@ -23,7 +23,7 @@ Losses = Callable[[nn.Module, Batch], Tensor]
 
 _EXAMPLES = 2  # one to have a gradient, one to have none
 # By the model's precision: what a right gradient may be off by, of its norm and of the model's mean gradient.
-_TOLERANCE = {torch.float64: (1e-8, 1e-12), torch.float32: (1e-3, 1e-5)}
+_TOLERANCE = (1e-3, 1e-5)
 _HALF_TOLERANCE = (5e-2, 1e-2)
 
 
@@ -36,14 +36,14 @@ class Findings:
         slots: Parameters taken by a rule, and those that were not used.
         shared: Values taken by giving them a dimension of examples.
         slow: Tensors without a right rule, taken one example at a time.
-        broadcast: As in `Tape`.
+        spread: As in `Tape`.
     """
 
     rules: dict[nn.Module, Rule] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     shared: list[Shared] = field(default_factory=list)
     slow: set[str] = field(default_factory=set)
-    broadcast: bool = True
+    spread: set[nn.Module] = field(default_factory=set)
 
 
 def first_examples(batch: Batch, start: int, stop: int) -> dict[str, Any]:
@@ -119,12 +119,13 @@ class _Trial:
         """
         self._model, self._tensors = model, tensors
         self._taken: dict[str, ExampleGradients] = {}
-        self.found = Findings(broadcast=generous)
+        self.found = Findings()
         places = slots(model, tensors)
         self._shared = find_shared(model, places) if generous else []
         apart = [value.slot for value in self._shared]
         self._listened = [slot for slot in places if slot not in apart]
-        self._tape = Tape(self._listened, self._shared, self._rule, self._take, broadcast=generous)
+        spread: set[nn.Module] | None = None if generous else set()
+        self._tape = Tape(self._listened, self._shared, self._rule, self._take, spread=spread)
 
     def __enter__(self) -> Self:
         return self
@@ -169,8 +170,11 @@ class _Trial:
                     handle.remove()
         found = self.found
         found.slow = judged.wrong()
-        found.shared = [value for value in self._shared if value.slot.name not in found.slow]
-        found.slots = [slot for slot in self._listened if slot.name not in found.slow]
+        # What was used but has no gradient (positions that a model computes without one) is left alone.
+        apart = found.slow | (self._tape.used - judged.seen)
+        found.spread = self._tape.spread
+        found.shared = [value for value in self._shared if value.slot.name not in apart]
+        found.slots = [slot for slot in self._listened if slot.name not in apart]
         return found
 
 
@@ -187,6 +191,11 @@ class _Judgement:
         self._taken, self._chosen = taken, chosen
         self._seen: dict[str, tuple[torch.dtype, int, float, float]] = {}  # dtype, size, norm, distance
 
+    @property
+    def seen(self) -> set[str]:
+        """Tensors that autograd has a gradient for."""
+        return set(self._seen)
+
     @torch.no_grad()
     def see(self, name: str, gradient: Tensor) -> Tensor:
         """Compare, and let autograd keep a zero instead of the gradient."""
@@ -201,7 +210,7 @@ class _Judgement:
         mean = math.hypot(*(norm for _, _, norm, _ in self._seen.values())) / max(count, 1) ** 0.5
         wrong = set()
         for name, (dtype, size, norm, distance) in self._seen.items():
-            relative, floor = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+            relative, floor = _HALF_TOLERANCE if dtype.itemsize == 2 else _TOLERANCE
             if not distance <= relative * norm + floor * mean * size**0.5:
                 wrong.add(name)
         return wrong

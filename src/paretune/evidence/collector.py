@@ -118,7 +118,7 @@ class Collector:
                 found.shared,
                 lambda call, _: rules.get(call.module),
                 self._take,
-                broadcast=found.broadcast,
+                spread=found.spread,
             )
         return self._tape
 
@@ -147,7 +147,7 @@ class Collector:
             for example in range(len(positions)):
                 self._positions = positions[example : example + 1]
                 values = losses(self.model, first_examples(batch, example, example + 1)).flatten()
-                for number, value in enumerate(values, start=1):
+                for number, value in enumerate(values if values.requires_grad else (), start=1):
                     gradients = torch.autograd.grad(
                         value, list(tensors.values()), allow_unused=True, retain_graph=number < len(values)
                     )

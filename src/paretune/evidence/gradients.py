@@ -76,6 +76,9 @@ class Factor(Protocol):
     def is_zero(self, example: int) -> bool:
         """Whether an example's gradient is zero for want of anything that could make it so."""
 
+    def regrouped(self, examples: int) -> "Factor":
+        """The same with so many examples, each of which is a run of the present ones."""
+
 
 def _tiles(examples: int, rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Whole gradients of as many examples as fit a block, or rows of one example where it is too large."""
@@ -131,6 +134,11 @@ class Outer:
     def is_zero(self, example: int) -> bool:
         """See `Factor`."""
         return not (self.left[example].any() and self.right[example].any())
+
+    def regrouped(self, examples: int) -> "Outer":
+        """See `Factor`."""
+        rows, columns = self.left.shape[2], self.right.shape[2]
+        return Outer(self.left.reshape(examples, -1, rows), self.right.reshape(examples, -1, columns))
 
     def sum(self) -> Tensor:
         """The sum of the gradients over the examples (rows, columns), in one product."""
@@ -197,6 +205,11 @@ class Scatter:
         """See `Factor`."""
         return not self.values[example].any()
 
+    def regrouped(self, examples: int) -> "Scatter":
+        """See `Factor`."""
+        values = self.values.reshape(examples, -1, self.values.shape[2])
+        return Scatter(self.rows.reshape(examples, -1), values, self.height)
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -229,6 +242,10 @@ class Dense:
     def is_zero(self, example: int) -> bool:
         """See `Factor`."""
         return not self.values[example].any()
+
+    def regrouped(self, examples: int) -> "Dense":
+        """See `Factor`."""
+        return Dense(self.values.unflatten(0, (examples, -1)).sum(1))
 
 
 class ExampleGradients:

@@ -42,16 +42,18 @@ class Call:
         first = next(tensors, None)
         return None if first is None else cls(module, args, kwargs, first.detach())
 
-    def again(self, **parameters: Tensor) -> Tensor:
-        """The output with other values for some of the module's parameters."""
-        return functional_call(self.module, parameters, self.args, dict(self.kwargs))
+    def again(self, weight: Tensor) -> Tensor:
+        """The output with another weight and no bias."""
+        own = self.module.named_parameters(recurse=False)
+        values = {name: torch.zeros_like(held) if name == "bias" else weight for name, held in own}
+        return functional_call(self.module, values, self.args, dict(self.kwargs))
 
 
 class Rule(Protocol):
     """What one type of layer does with a call."""
 
     def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
-        """What makes the gradients' factors of each of the module's own parameters, by its name there.
+        """What makes the factors of the gradients of "weight" and "bias".
 
         Args:
             call: The call; first dimension of its input: examples.
@@ -60,15 +62,19 @@ class Rule(Protocol):
 
 
 def find_rule(call: Call, output: Any) -> Rule | None:
-    """The rule that explains a call's output, None where none does."""
-    own = dict(call.module.named_parameters(recurse=False))
+    """The rule that explains a call's output, None where none does.
+
+    A layer has one parameter, whatever its name, and may have another by the name of "bias".
+    """
     if not isinstance(output, Tensor) or any(True for _ in call.module.children()):
         return None
-    weight = own.get("weight")
-    if weight is None or not own.keys() <= {"weight", "bias"}:
+    own = dict(call.module.named_parameters(recurse=False))
+    bias = own.pop("bias", None)
+    if len(own) != 1:
         return None
+    (weight,) = own.values()
     for rule in (Linear, Embedding, Convolution, Scale):
-        found = rule.explaining(call, output, weight, own.get("bias"))
+        found = rule.explaining(call, output, weight, bias)
         if found is not None:
             return found
     return None
@@ -78,7 +84,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     """Equal up to rounding in the lower of two precisions."""
     if a.shape != b.shape:
         return False
-    tolerance = max(torch.finfo(x.dtype).eps for x in (a, b)) * 64
+    tolerance = max(torch.finfo(x.dtype).eps for x in (a, b)) ** 0.5 + 1e-4
     a, b = a.double(), b.double()
     return bool((a - b).norm() <= tolerance * b.norm().clamp(min=1e-300) + 1e-300)
 
@@ -128,42 +134,53 @@ class Linear:
 
 @dataclass(frozen=True)
 class Embedding:
-    """`y = scale W[ids]`: each position adds to the row it looks up; the padding row has no gradient.
+    """`y = scale W[rows]`: each position adds to the row it looks up; the padding row has no gradient.
 
     Attributes:
+        height: How many rows the table has.
         scale: What the rows are multiplied by.
+        direct: The input is the rows' numbers; else they are looked up in a table of numbers.
     """
 
+    height: int
     scale: float
+    direct: bool
 
     @classmethod
     def explaining(
         cls, call: Call, output: Tensor, weight: Tensor, bias: Tensor | None
     ) -> "Embedding | None":
         """See `find_rule`."""
-        ids = call.input
-        if weight.ndim != 2 or bias is not None or ids.dtype not in (torch.int32, torch.int64):
+        if type(call.module) is nn.Embedding:
+            return cls(len(weight), 1.0, direct=True)
+        if weight.ndim != 2 or bias is not None or not isinstance(call.module, nn.Embedding):
             return None
-        rows = functional.embedding(ids, weight)
-        if rows.shape != output.shape:
+        ones = call.again(torch.ones_like(weight))
+        if ones.shape[-1:] != weight.shape[1:]:
             return None
-        scale = float(
-            (rows.double() * output.double()).sum() / rows.double().square().sum().clamp(min=1e-300)
-        )
-        return cls(scale) if _close(rows.double() * scale, output) else None
+        scale = float(ones.flatten()[0])
+        rows = cls(len(weight), scale, direct=False)._rows(call)
+        found = functional.embedding(rows.clamp(0, len(weight) - 1), weight)
+        return cls(len(weight), scale, direct=False) if _close(found * scale, output) else None
+
+    def _rows(self, call: Call) -> Tensor:
+        """Which row each position looks up (examples, positions...)."""
+        if self.direct:
+            return call.input.long()
+        weight = next(call.module.parameters(recurse=False))
+        numbers = torch.arange(self.height, dtype=torch.float64, device=weight.device)
+        return (call.again(numbers[:, None].expand(weight.shape))[..., 0] / self.scale).round().long()
 
     def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
         """See `Rule`."""
 
         def scatter() -> Factor:
-            ids, g = call.input.long(), gradient
+            rows, g = self._rows(call), gradient if self.scale == 1 else gradient * self.scale
             padding = getattr(call.module, "padding_idx", None)
             if padding is not None:
-                g = g.masked_fill((ids == padding).unsqueeze(-1), 0)
-            if self.scale != 1:
-                g = g * self.scale
-            weight = call.module.get_parameter("weight")
-            return Scatter(ids.reshape(len(ids), -1), g.reshape(len(ids), -1, g.shape[-1]), weight.shape[0])
+                g = g.masked_fill((rows == padding).unsqueeze(-1), 0)
+            g = g.reshape(len(g), -1, g.shape[-1])
+            return Scatter(rows.reshape(-1, g.shape[1]).expand(len(g), -1), g, self.height)
 
         return {"weight": scatter}
 
@@ -215,8 +232,8 @@ class Scale:
             return None
         if bias is not None and bias.shape != weight.shape:
             return None
-        constant = call.again(**_constants(call.module, 0))
-        slope = call.again(**_constants(call.module, 1)) - constant
+        constant = call.again(torch.zeros_like(weight))
+        slope = call.again(torch.ones_like(weight)) - constant
         for axis in (output.ndim - 1, 1):
             if axis >= output.ndim or output.shape[axis] != len(weight):
                 continue
@@ -231,9 +248,11 @@ class Scale:
         """See `Rule`."""
 
         def weight() -> Factor:
-            slope = call.again(**_constants(call.module, 1))
+            own = call.module.named_parameters(recurse=False)
+            held = next(parameter for name, parameter in own if name != "bias")
+            slope = call.again(torch.ones_like(held))
             if self.offset:
-                slope = slope - call.again(**_constants(call.module, 0))
+                slope = slope - call.again(torch.zeros_like(held))
             return self._summed(gradient.to(accumulation_dtype(gradient.dtype)) * slope)
 
         return {"weight": weight, "bias": lambda: self._summed(gradient)}
@@ -242,14 +261,6 @@ class Scale:
         """Values summed over all but examples and the axis."""
         values = values.movedim(self.axis, -1)
         return _summed(values.reshape(len(values), -1, values.shape[-1]))
-
-
-def _constants(module: nn.Module, weight: int) -> dict[str, Tensor]:
-    """A constant weight and no bias for a module that has these."""
-    return {
-        name: torch.full_like(parameter, weight if name == "weight" else 0)
-        for name, parameter in module.named_parameters(recurse=False)
-    }
 
 
 def _along(vector: Tensor, axis: int, ndim: int) -> Tensor:

@@ -66,16 +66,17 @@ class Shared(Protocol):
 def find_shared(model: nn.Module, places: Iterable[Slot]) -> list[Shared]:
     """Parameters that look as if they stood for all examples; whether they do is checked afterwards."""
     biased = {
-        child: parent
+        child: (parent, method)
         for parent in model.modules()
-        if callable(getattr(parent, "compute_bias", None))
+        for method in ("compute_bias", "compute_position_bias")
+        if callable(getattr(parent, method, None))
         for child in parent.children()
         if isinstance(child, nn.Embedding)
     }
     found: list[Shared] = []
     for slot in places:
         if slot.module in biased:
-            found.append(SharedBias(slot, biased[slot.module]))
+            found.append(SharedBias(slot, *biased[slot.module]))
         elif slot.local != "weight" and slot.parameter.ndim > 1 and slot.parameter.shape[0] == 1:
             found.append(SharedParameter(slot))
     return found
@@ -113,35 +114,35 @@ class SharedParameter:
 
 @dataclass(frozen=True, eq=False)
 class SharedBias:
-    """T5's relative positions: `compute_bias` looks up a score for each pair of positions and head.
+    """T5's relative positions: a method looks up a score for each pair of positions and each head.
 
     Attributes:
         slot: The table (buckets, heads).
-        attention: The module with the method.
+        owner: The module with the method.
+        method: The method's name; it returns (1 or examples, ..., heads, positions, positions).
     """
 
     slot: Slot
-    attention: Any
+    owner: nn.Module
+    method: str
 
     def begin(self, examples: int, used: Callable[[str], None], arrived: Arrived) -> None:
         """See `Shared`."""
-        compute = self.attention.compute_bias
+        compute = getattr(self.owner, self.method)
 
         def compute_each(*args: Any, **kwargs: Any) -> Tensor:
             value = compute(*args, **kwargs)
-            if len(value) != 1:
-                return value
             rows = self._rows(compute, args, kwargs)
             each = _each(value, examples)
             each.register_hook(lambda gradient: arrived(self.slot.name, self._scattered(rows, gradient)))
             used(self.slot.name)
             return each
 
-        self.attention.compute_bias = compute_each
+        setattr(self.owner, self.method, compute_each)
 
     def end(self) -> None:
         """See `Shared`."""
-        self.attention.__dict__.pop("compute_bias", None)
+        vars(self.owner).pop(self.method, None)
 
     def _rows(self, compute: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Which row of the table each pair of positions looks up: looked up in a table of row numbers."""
@@ -149,11 +150,11 @@ class SharedBias:
         numbers = torch.arange(len(table), dtype=torch.float32, device=table.device)
         try:
             held[self.slot.local] = numbers[:, None].expand(table.shape).contiguous()  # type: ignore[assignment]
-            return compute(*args, **kwargs)[0, 0].detach().long().flatten()
+            return compute(*args, **kwargs)[:1].select(-3, 0).detach().long().flatten()
         finally:
             held[self.slot.local] = table
 
     def _scattered(self, rows: Tensor, gradient: Tensor) -> Scatter:
-        """The table's gradients from those of the scores (examples, heads, positions...)."""
-        values = gradient.flatten(2).transpose(1, 2)
+        """The table's gradients from those of the scores."""
+        values = gradient.movedim(-3, -1).flatten(1, -2)
         return Scatter(rows.expand(len(values), -1), values, len(self.slot.parameter))
