@@ -9,7 +9,7 @@ from typing import Any
 from paretune.plan import Plan
 
 OPTIMISER_BYTES = 12  # fp32 gradient and AdamW's two moments, for each trained weight
-SHADES = " .:-=+*#%@"
+SHADES = " ░▒▓█"
 WIDTH = 80  # columns
 LISTED = 20  # rows of a method's own table
 
@@ -98,7 +98,7 @@ def _map(cells: dict[tuple[int | None, str], int]) -> list[str]:
 
     def column(kind: str, write: Callable[[int], str]) -> list[str]:
         counts = [cells.get((block, kind), 0) for block in blocks]
-        texts = [f"{write(n)} {_shade(n, highest)}" if n else "." for n in counts]
+        texts = [f"{write(n)} {_shade(n, highest)}" if n else "- " for n in counts]
         width = max(map(len, [kind, *texts])) + 2
         return [f"{text:>{width}}" for text in (kind, *texts)]
 
@@ -115,7 +115,7 @@ def _map(cells: dict[tuple[int | None, str], int]) -> list[str]:
 
 
 def _shade(count: int, highest: int) -> str:
-    return SHADES[max(1, round((len(SHADES) - 1) * count / highest))]
+    return SHADES[round((len(SHADES) - 1) * count / highest)]
 
 
 def _short(count: int) -> str:
