@@ -69,12 +69,17 @@ def test_blocks_dots_and_parts(sort: str, size: int, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(part, whole[1:3, 2:5] + 1)
 
 
-def test_sums_by_one_product() -> None:
+def test_the_sum_by_one_product() -> None:
     factor, whole = outer()
     torch.testing.assert_close(factor.sum(), whole.sum(0))
-    single = Outer(factor.left[:, :1], factor.right[:, :1])
-    expected = torch.einsum("er,ec->erc", single.left[:, 0], single.right[:, 0]).square().sum(0)
-    torch.testing.assert_close(single.squared_sum(), expected)
+
+
+@pytest.mark.parametrize("sort", ["outer", "scatter", "dense"])
+def test_runs_of_examples_become_one(sort: str) -> None:
+    factor, whole = SORTS[sort][0]()
+    found = torch.zeros(2, ROWS, COLUMNS, dtype=torch.float64)
+    factor.regrouped(2).add_to(found, slice(0, 2), slice(0, ROWS))
+    torch.testing.assert_close(found, whole.unflatten(0, (2, 2)).sum(1))
 
 
 def test_repeated_rows_of_an_example_are_merged_before_anything_is_squared() -> None:

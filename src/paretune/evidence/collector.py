@@ -48,8 +48,11 @@ class Collector:
             PareError: No consumer wants any of the model's tensors.
         """
         self.model, self._consumers = model, list(consumers)
-        named = model.named_parameters()
-        self._tensors = {name: p for name, p in named if any(consumer.wants(name) for consumer in consumers)}
+        self._tensors = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point() and any(consumer.wants(name) for consumer in consumers)
+        }
         if not self._tensors:
             raise PareError("no tensor of the model is wanted; name tensors as in model.named_parameters()")
         self._positions = torch.empty(0, dtype=torch.int64)

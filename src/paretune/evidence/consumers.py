@@ -92,31 +92,57 @@ class _Sums(Consumer):
         raise NotImplementedError
 
 
-class SquaredSum(_Sums):
+class _PowerSum(_Sums):
+    """`sum_i f(g_ij)` for an f with f(ab) = f(a) f(b)."""
+
+    def _power(self, values: Tensor) -> Tensor:
+        """Values to f of them, in new memory."""
+        raise NotImplementedError
+
+    def whole(self, gradients: ExampleGradients, positions: Tensor) -> bool:
+        """See `Consumer`: one position an example, and embeddings, need no blocks."""
+        factor, sums = gradients.factor, self._matrix(gradients.name)
+        if isinstance(factor, Outer) and factor.left.shape[1] == 1:
+            left, right = (self._power(part[:, 0].to(sums.dtype)) for part in (factor.left, factor.right))
+            sums.addmm_(left.T, right)
+        elif isinstance(factor, Scatter):
+            _, rows, values = factor.merged()
+            sums.index_add_(0, rows, self._power(values))
+        else:
+            return False
+        return True
+
+    def _add(self, sums: Tensor, values: Tensor) -> None:
+        sums += self._power(values).sum(0)
+
+
+class SquaredSum(_PowerSum):
     """`sum_i g_ij^2` for every weight j.
 
     Attributes:
         values: The sums by tensor, of the tensor's shape, float32 (float64 for float64 models).
     """
 
-    def whole(self, gradients: ExampleGradients, positions: Tensor) -> bool:
-        """See `Consumer`: one position an example, and embeddings, need no blocks."""
-        factor, sums = gradients.factor, self._matrix(gradients.name)
-        if isinstance(factor, Outer) and factor.left.shape[1] == 1:
-            sums += factor.squared_sum()
-        elif isinstance(factor, Scatter):
-            _, rows, values = factor.merged()
-            sums.index_add_(0, rows, values.square_())
-        else:
-            return False
-        return True
+    def _power(self, values: Tensor) -> Tensor:
+        return values.square()
 
     def _add(self, sums: Tensor, values: Tensor) -> None:
-        if len(values) <= 4:  # in cache, and no copy
-            for one in values:
-                sums.addcmul_(one, one)
+        if len(values) > 4:
+            super()._add(sums, values)
         else:
-            sums += values.square().sum(0)
+            for one in values:
+                sums.addcmul_(one, one)  # no new memory: what is in cache stays there
+
+
+class AbsSum(_PowerSum):
+    """`sum_i |g_ij|` for every weight j.
+
+    Attributes:
+        values: As in `SquaredSum`.
+    """
+
+    def _power(self, values: Tensor) -> Tensor:
+        return values.abs()
 
 
 class Sum(_Sums):
@@ -139,17 +165,6 @@ class Sum(_Sums):
 
     def _add(self, sums: Tensor, values: Tensor) -> None:
         sums += values.sum(0)
-
-
-class AbsSum(_Sums):
-    """`sum_i |g_ij|` for every weight j.
-
-    Attributes:
-        values: As in `SquaredSum`.
-    """
-
-    def _add(self, sums: Tensor, values: Tensor) -> None:
-        sums += values.abs().sum(0)
 
 
 class _Indexed(Consumer):

@@ -52,7 +52,7 @@ def fisher(
     indices: Iterable[int] | None = None,
     split: str | datasets.Dataset = "train",
 ) -> Fisher:
-    """Score every weight by its per-example gradients (FISH, arXiv 2111.09839, equation 3).
+    """Score every weight by its per-example gradients, as FISH Mask does (arXiv 2111.09839).
 
     The examples are drawn without replacement, the model is in eval mode and left as it was. Under
     `accelerate launch` every process takes a share and all end with the same scores.
@@ -76,7 +76,7 @@ def fisher(
             not exist; all gradients are zero; a loss or a gradient is not finite (the example is named); the
             model's forward or the data is random.
     """
-    named = dict(model.named_parameters())
+    named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     wanted = list(named if tensors is None else tensors)
     unknown = [name for name in wanted if name not in named]
     if unknown or not wanted:

@@ -145,11 +145,6 @@ class Outer:
         dtype = accumulation_dtype(self.left.dtype)
         return self.left.flatten(0, 1).to(dtype).T @ self.right.flatten(0, 1).to(dtype)
 
-    def squared_sum(self) -> Tensor:
-        """The sum of the squares over the examples (rows, columns) in one product, for one position each."""
-        dtype = accumulation_dtype(self.left.dtype)
-        return self.left[:, 0].to(dtype).square().T @ self.right[:, 0].to(dtype).square()
-
 
 @dataclass(frozen=True)
 class Scatter:

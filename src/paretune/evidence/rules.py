@@ -2,7 +2,7 @@
 
 A layer is recognised by what it does with a real input, not by its name: a function that computes `x W^T + b`
 is linear whatever its class is called. What is recognised is then checked against autograd once
-(`paretune.evidence.collector`), so a layer that only looks like another costs speed and nothing else.
+(`paretune.evidence.check`), so a layer that only looks like another costs speed and nothing else.
 """
 
 from collections.abc import Callable, Mapping

@@ -57,7 +57,7 @@ class Tape:
             self._locals[slot.module][slot.local] = slot.name
         self._shapes = {slot.name: slot.parameter.shape for slot in (*slots, *(s.slot for s in self._shared))}
         self._examples = 0  # 0: not listening
-        self._lengths: set[int] = set()  # second dimensions seen: how many tokens an example has
+        self._lengths: set[int] = set()  # how many tokens an example has
         self.irregular: set[str] = set()
         self._uses: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
@@ -155,7 +155,7 @@ class Tape:
         count, rest = divmod(len(x), self._examples)
         if rest or len(output) != len(x):
             return False
-        if count == 1 and x.ndim > 1:
+        if count == 1 and x.ndim == (3 if x.is_floating_point() else 2):
             self._lengths.add(x.shape[1])
         return count == 1 or x.ndim > 2 or count in self._lengths
 
