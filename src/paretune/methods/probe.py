@@ -105,8 +105,8 @@ def halves(task: Task, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     would differ in direction.
     """
     classes = np.asarray(task.train["labels"]) if task.labels else None
-    drawn = draw(len(task.train), samples, seed, classes)
-    some = draw(len(drawn), len(drawn) // 2, seed, None if classes is None else classes[drawn])
+    drawn = draw(len(task.train), samples, seed, None if classes is None else classes.tolist())
+    some = draw(len(drawn), len(drawn) // 2, seed, None if classes is None else classes[drawn].tolist())
     return drawn[some], np.delete(drawn, some)
 
 

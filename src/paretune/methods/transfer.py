@@ -70,10 +70,14 @@ def shallow(small: Small, depth: float) -> Small:
         )
     model = copy.deepcopy(small.model)
     for path, names in stacks.items():
-        stack = model.get_submodule(path)
-        kept = np.unique(np.linspace(0, len(names) - 1, max(1, round(depth * len(names)))).round())
+        stack = list(model.get_submodule(path).children())
+        places = np.linspace(0, len(names) - 1, max(1, round(depth * len(names)))).round()
         above, _, name = path.rpartition(".")
-        setattr(model.get_submodule(above), name, nn.ModuleList([stack[int(place)] for place in kept]))
+        setattr(
+            model.get_submodule(above),
+            name,
+            nn.ModuleList([stack[int(place)] for place in np.unique(places)]),
+        )
     head = {tensor.name for tensor in anatomy(small.model).head}
     mark_head(model, [name for name, _ in model.named_parameters() if name in head])
     return Small(model, small.task)
