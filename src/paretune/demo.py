@@ -1,0 +1,160 @@
+"""The whole story on built-in data: four methods at one budget, a table, a map, and a proof.
+
+Every method is tuned by the real command line in a process of its own, so that its peak memory is its own
+and what is shown is what one would type. Called again, finished runs are read back and an interrupted one
+goes on.
+"""
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paretune.anatomy import base_digest
+from paretune.delta import Delta
+from paretune.errors import PareError
+from paretune.plan import Plan
+from paretune.plan_table import readable_bytes
+from paretune.task import Task
+from paretune.task.demo import model_folder, write_data
+
+BUDGET = "0.5%"
+EPOCHS = 3
+# Method and learning rate; the rates were tuned on the held-out part of train (experiments/demo_rates.py).
+RUNS: tuple[tuple[str, str], ...] = (
+    ("head", "3e-2"),
+    ("lora", "2e-3"),
+    ("random", "5e-3"),
+    ("fish", "1.5e-3"),
+)
+MAPPED = "fish"  # whose plan is shown
+SHOWN = 66  # most characters of an example
+LOSS_TOLERANCE = 1e-4  # relative: libraries may add up in another order when memory lies differently
+OTHER_SEED = 1  # the fresh base's head starts elsewhere, so the delta must bring the trained one
+
+
+def run(out: Path) -> None:
+    """Tell the story.
+
+    Args:
+        out: Folder for the data and one run folder a method.
+
+    Raises:
+        PareError: The built-in encoder or a package's sources are missing, a command failed, or a delta does
+            not give its score again.
+    """
+    model = model_folder()
+    files = write_data(out / "data")
+    _show_task(*files)
+    print(f"\n{len(RUNS)} ways to train it, at a budget of {BUDGET} of the model's weights\n")
+    print(f"  MODEL={shlex.quote(str(model))}")
+    results = [_tune(method, rate, model, files, out / method) for method, rate in RUNS]
+    print(f"\n{table(results)}")
+    if any(method == MAPPED for method, _ in RUNS):
+        chosen = str(Plan.load(out / MAPPED / "plan")).partition("\n")[2]  # less the model's path
+        print(f"\nWhat {MAPPED} chose\n\n{chosen}")
+    print("\nEach delta on a fresh copy of the untouched model\n")
+    task = Task.from_files(*files, model=model)
+    for result in results:
+        print(f"  {prove(task, out / result['method'] / 'delta.safetensors', result)}", flush=True)
+    print(f"\nEverything is in {out}: plans, deltas, results. With your own data:")
+    print("  paretune tune --model MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl \\")
+    print(f"      --method fish --budget {BUDGET} --lr sweep --out RUN")
+
+
+def _show_task(train: Path, validation: Path) -> None:
+    """What is to be learnt, with a few examples."""
+    rows, held = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (train, validation)
+    )
+    counts = Counter(row["label"] for row in held)
+    print(f"The task: does a docstring's first paragraph describe a {', a '.join(sorted(counts))}?")
+    print(f"{len(rows):,} texts of installed packages in {train}, {len(held):,} in {validation}\n")
+    for label in sorted(counts):
+        text = next(row["text"] for row in rows if row["label"] == label and len(row["text"]) <= SHOWN)
+        print(f"  {label:<10}{text}")
+    print(f"\nAlways giving the same answer would score {max(counts.values()) / len(held):.3f}.")
+
+
+def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Path) -> dict[str, Any]:
+    """Show a command, run it in a process of its own, and read its result."""
+    arguments = ["--train", str(files[0]), "--validation", str(files[1]), "--out", str(out)]
+    recipe = ["--method", method, "--budget", BUDGET, "--lr", rate, "--epochs", str(EPOCHS)]
+    print(
+        f"\n$ paretune tune --model $MODEL {shlex.join(recipe)} \\\n    {shlex.join(arguments)}", flush=True
+    )
+    said = call(["tune", "--model", str(model), *recipe, *arguments])
+    print("\n".join(said.splitlines()[-2:]), flush=True)
+    return json.loads((out / "result.json").read_text())
+
+
+def call(arguments: Sequence[str]) -> str:
+    """Run a paretune command in a process of its own, offline; its progress bars are seen.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        PareError: It failed; it has said why.
+    """
+    command = [sys.executable, "-m", "paretune.cli", *arguments]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=offline, check=False)
+    if done.returncode:
+        raise PareError(f"the command above failed with exit status {done.returncode}; it has said why")
+    return done.stdout
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The runs side by side, in 80 columns."""
+    names = ("method", results[0]["metric"], "trained", "head", "seconds", "peak memory", "delta")
+    rows = [
+        (
+            result["method"],
+            f"{result['score']:.3f}",
+            f"{result['trained']:,}",
+            f"{result['head']:,}",
+            f"{sum(result['seconds'].values()):.0f}",
+            readable_bytes(result["peak_bytes"]),
+            readable_bytes(result["delta_bytes"]),
+        )
+        for result in results
+    ]
+    first, *others = zip(names, *rows, strict=True)
+    columns = [[f"{cell:<10}" for cell in first]]
+    columns += [[f"{cell:>{max(map(len, column)) + 2}}" for cell in column] for column in others]
+    return "\n".join("".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def prove(task: Task, path: Path, result: dict[str, Any]) -> str:
+    """Apply a delta to a freshly loaded base, score it, and take it off again.
+
+    Returns:
+        What was found, as one line.
+
+    Raises:
+        PareError: The score is another, or the base is not what it was.
+    """
+    delta = Delta.load(path)
+    base = task.load_model(seed=OTHER_SEED)
+    before = base_digest(base, [])
+    with delta.apply(base):
+        scores = task.score(base)
+    score, reported = scores[task.metric], result["score"]
+    if score != reported or not math.isclose(
+        scores["loss"], result["scores"]["loss"], rel_tol=LOSS_TOLERANCE
+    ):
+        raise PareError(
+            f"{path} scores {score} with a loss of {scores['loss']}, its run reported {reported} and "
+            f"{result['scores']['loss']}; remove {path.parent}"
+        )
+    if base_digest(base, []) != before:
+        raise PareError(f"{path}: the base is not what it was after taking the delta off")
+    name = result["method"]
+    return f"{name:<8} reported {reported:.4f}, again {score:.4f}; taken off, every bit is back"
