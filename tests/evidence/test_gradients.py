@@ -45,7 +45,7 @@ SORTS = {
 
 
 @pytest.mark.parametrize("sort", SORTS)
-@pytest.mark.parametrize("size", [1, 10, 3 * ROWS * COLUMNS, 1 << 19])
+@pytest.mark.parametrize("size", [1, 10, 3 * ROWS * COLUMNS, 1 << 20])
 def test_blocks_dots_and_parts(sort: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "_BLOCK_CPU", size)
     torch.manual_seed(0)

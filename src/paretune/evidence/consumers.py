@@ -127,7 +127,7 @@ class SquaredSum(_PowerSum):
         return values.square()
 
     def _add(self, sums: Tensor, values: Tensor) -> None:
-        if len(values) > 4:
+        if len(values) > 16:
             super()._add(sums, values)
         else:
             for one in values:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Numbers in one block: few enough for a CPU's cache, many enough to keep a GPU busy.
-_BLOCK_CPU = 1 << 19
+_BLOCK_CPU = 1 << 20
 _BLOCK_GPU = 1 << 26
 
 
