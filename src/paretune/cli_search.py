@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from paretune.errors import PareError, near
 from paretune.methods.designed import Designed
-from paretune.progress import is_quiet
+from paretune.progress import is_quiet, set_quiet
 from paretune.search.ration import Limits
 from paretune.search.search import search
 from paretune.search.staged import Progress
@@ -61,6 +61,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
         if name not in STRATEGIES:
             raise PareError(f"--strategies {name}: there is no such{near(name, STRATEGIES)}")
     with Live() as live:
+        set_quiet(True)  # the one line is enough: no bar for every trial
         result = search(
             task(options),
             options.budget,

@@ -8,11 +8,12 @@ import fcntl
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from paretune.errors import PareError
+from paretune.search.jobs import Job, Scored
 
 try:
     import optuna
@@ -24,51 +25,6 @@ except ImportError as problem:
 
 SCHEMA = 1
 _IDENTITY = "paretune search"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trial to run.
-
-    Args:
-        stage: Number of its stage.
-        choice: The option it stands for.
-        draw: Number of the random draw: the same design beside the choice, and the same seed, for all.
-        share: Of the steps of a whole training.
-        seed: Of the head, the data order, dropout and added modules.
-        point: The options of all components.
-    """
-
-    stage: int
-    choice: str
-    draw: int
-    share: float
-    seed: int
-    point: dict[str, str]
-
-    @property
-    def key(self) -> str:
-        """What the trial is found by."""
-        return f"{self.stage}|{self.choice}|{self.draw}|{self.share:g}"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What came of a trial.
-
-    Args:
-        score: The task's metric on held-out train; None when training diverged.
-        seconds: Wall seconds in all.
-        training: Of these, the seconds of the training steps.
-        failed: What the training said when it diverged.
-        loss: On held-out train; the lower one decides between equal scores.
-    """
-
-    score: float | None
-    seconds: float
-    training: float
-    failed: str = ""
-    loss: float = 0.0
 
 
 class Book:
@@ -107,6 +63,7 @@ class Book:
 
     def _open(self, identity: Mapping[str, Any], higher: bool) -> None:
         logging.getLogger("optuna").setLevel(logging.WARNING)
+        _refuse_other_files(self._path)
         _drop_half_line(self._path)
         backend = JournalFileBackend(str(self._path), lock_obj=_NoLock(str(self._path)))
         try:
@@ -120,7 +77,7 @@ class Book:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise PareError(
-                f"{self._path}: is no study or is damaged ({problem}); move it away, or give another --out"
+                f"{self._path}: is damaged ({problem}); move it away, or give another --out"
             ) from problem
         self._check(json.loads(json.dumps(identity)))
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -130,7 +87,7 @@ class Book:
         found = self._study.user_attrs.get(_IDENTITY)
         if found is None and self._study.get_trials(deepcopy=False):
             raise PareError(f"{self._path}: a study that paretune did not make; give another --out")
-        if found is None:
+        if found is None or (found != {"schema": SCHEMA, **identity} and self._is_unused()):
             self._study.set_user_attr(_IDENTITY, {"schema": SCHEMA, **identity})
             return
         if found.get("schema") != SCHEMA:
@@ -144,6 +101,11 @@ class Book:
                     f"{self._path} belongs to another search: {name} was {_short(found.get(name))}, now "
                     f"{_short(identity[name])}; give another --out, or ask for the same"
                 )
+
+    def _is_unused(self) -> bool:
+        """Whether a request that could not work left this study: no trial was begun, no stage settled."""
+        settled = any(name.startswith("stage") for name in self._study.user_attrs)
+        return not settled and not self._study.get_trials(deepcopy=False)
 
     def note(self, name: str, value: Any) -> None:
         """Keep something (JSON) under a name."""
@@ -208,9 +170,15 @@ class _NoLock(JournalFileOpenLock):
 def _drop_half_line(path: Path) -> None:
     """Cut off what a kill left of a last line, so that the next one does not join it."""
     with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
-        content = file.read()
-        if content.startswith(b"{"):
-            file.truncate(content.rfind(b"\n") + 1)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse, before anything is written to it, a file that does not begin as a journal does."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        first = file.readline()
+        if not first.startswith(b'{"op_code"'[: len(first)]):
+            raise PareError(f"{path}: is no study; move it away, or give another --out")
 
 
 def _short(value: Any) -> str:

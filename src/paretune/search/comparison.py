@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paretune.errors import PareError
-from paretune.search.book import Job, Scored
 from paretune.search.intervals import ranked, ties
+from paretune.search.jobs import Job, Scored
 from paretune.search.outcome import Row, earlier_rows, last_rung_rows
 from paretune.search.schedule import Cost
 

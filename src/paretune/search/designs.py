@@ -16,7 +16,7 @@ from paretune.methods import Question, choose
 from paretune.methods.designed import Designed
 from paretune.methods.prices import Prices
 from paretune.progress import set_quiet
-from paretune.search.book import Scored
+from paretune.search.jobs import Scored
 from paretune.search.space import RATE, Point, Space
 from paretune.search.trial import run_trial
 from paretune.task import Task

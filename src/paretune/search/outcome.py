@@ -142,8 +142,8 @@ def stage_table(outcome: Outcome, metric: str) -> str:
         mark = "*" if row.choice == outcome.winner else "=" if row.choice in outcome.ties else " "
         cells = f"{row.choice:<24}{row.share:>5.0%}{row.n:>4}{row.mean:>10.4f}{_range(row.low, row.high):>15}"
         lead = "" if row.lead is None else f"{row.lead[0]:.3f} {_range(*row.lead[1:])}"
-        bad = f" {row.diverged} diverged" if row.diverged else ""
-        lines.append(f"{mark} {cells}  {lead}{bad}".rstrip()[:WIDTH])
+        bad = f"{row.diverged} diverged; " if row.diverged else ""
+        lines.append(f"{mark} {cells}  {bad}{lead}".rstrip()[:WIDTH].rstrip("; "))
     lines += [f"  {choice}: {reason}"[:WIDTH] for choice, reason in outcome.dropped.items()]
     tied = f"; a tie with {', '.join(outcome.ties)}" if outcome.ties else ""
     lines += _wrapped(f"{ENDINGS[outcome.ends]} ({outcome.trials} trials){tied}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from paretune.errors import PareError
-from paretune.search.book import Job, Scored
+from paretune.search.jobs import Job, Scored
 from paretune.search.schedule import ROUNDS, Cost, Speed, round_cost
 
 

@@ -139,8 +139,9 @@ def _write(
         "designs_in_space": space.designs,
     }
     design.save(out / "design.yaml")
-    write_atomic(out / "search.json", json.dumps(result, indent=1))
-    return result
+    content = json.dumps(result, indent=1)
+    write_atomic(out / "search.json", content)
+    return json.loads(content)
 
 
 def read_search(out: str | Path) -> dict[str, Any]:

@@ -7,10 +7,11 @@ all that is settled already. A draw is the same random rest and the same seed fo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from paretune.search.book import Book, Job, Scored
+from paretune.search.book import Book
 from paretune.search.comparison import Comparison
 from paretune.search.draws import Draws
 from paretune.search.intervals import separated
+from paretune.search.jobs import Job, Scored
 from paretune.search.outcome import Outcome
 from paretune.search.ration import Limits, Ration
 from paretune.search.schedule import Cost, rungs

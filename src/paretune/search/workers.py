@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from paretune.errors import PareError
-from paretune.search.book import Job, Scored
+from paretune.search.jobs import Job, Scored
 
 ATTEMPTS = 3  # times that a trial may lose its worker
 GOODBYE = 3.0  # seconds for an idle worker to go
