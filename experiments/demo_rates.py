@@ -1,4 +1,4 @@
-"""Learning rates of the demo: every rate of each method's range, whole runs, scored on held-out train.
+"""Learning rates of the demo: whole runs on train, scored on its held-out part.
 
 ``python -m experiments.demo_rates`` writes ``docs/results/demo_rates.jsonl`` line by line (it can be killed
 and goes on) and prints the best rate of each method; its last line is JSON.
@@ -26,14 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="(%(default)s)")
     parser.add_argument("--methods", nargs="+", default=[*(name for name, _ in RUNS), "full"])
-    parser.add_argument("--rates", nargs="+", type=float, help="only these of a method's range")
+    parser.add_argument("--rates", nargs="+", type=float, help="instead of each method's range")
     options = parser.parse_args()
     set_quiet(True)
     task = Task.from_files(*write_data(options.data), model=model_folder())
     rows = {(row["method"], row["lr"]): row for row in read(RESULTS) if row["data"] == task.fingerprint}
     for method in options.methods:
-        for lr in METHODS[method].learning_rates:
-            if (method, lr) not in rows and (not options.rates or lr in options.rates):
+        for lr in options.rates or METHODS[method].learning_rates:
+            if (method, lr) not in rows:
                 rows[method, lr] = _trial(task, method, lr)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(rows[method, lr]) + "\n")

@@ -181,7 +181,12 @@ def test_ctrl_c_in_the_middle_leaves_a_run_that_goes_on(data, tmp_path):
     command += ["--method", "random", "--budget", "3%", "--checkpoints", "400"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     until = time.monotonic() + 120
     while not list(Path(tmp_path).glob("run/checkpoints/checkpoint-*/complete.json")):

@@ -12,7 +12,7 @@ from paretune.methods import METHODS
 from paretune.task import Task
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
-CALL = demo.call  # before the story replaces it
+CALL, MODEL_FOLDER = demo.call, demo.model_folder  # before the story replaces them
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,7 @@ def test_a_command_gives_what_it_prints():
 
 
 def test_the_command_line_says_what_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "model_folder", MODEL_FOLDER)
     monkeypatch.setattr("paretune.task.demo.MODEL_PACKAGE", "no_such_package")
     assert main(["demo", "--out", str(tmp_path)]) == BAD_INPUT
     assert "pip install 'paretune[demo]'" in capsys.readouterr().err

@@ -5,6 +5,7 @@ and what is shown is what one would type. Called again, finished runs are read b
 goes on.
 """
 
+import itertools
 import json
 import math
 import os
@@ -84,12 +85,14 @@ def _show_task(train: Path, validation: Path) -> None:
 
 def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Path) -> dict[str, Any]:
     """Show a command, run it in a process of its own, and read its result."""
-    arguments = ["--train", str(files[0]), "--validation", str(files[1]), "--out", str(out)]
-    recipe = ["--method", method, "--budget", BUDGET, "--lr", rate, "--epochs", str(EPOCHS)]
-    print(
-        f"\n$ paretune tune --model $MODEL {shlex.join(recipe)} \\\n    {shlex.join(arguments)}", flush=True
+    lines = (
+        ["--method", method, "--budget", BUDGET, "--lr", rate, "--epochs", str(EPOCHS)],
+        ["--train", str(files[0]), "--validation", str(files[1])],
+        ["--out", str(out)],
     )
-    said = call(["tune", "--model", str(model), *recipe, *arguments])
+    shown = " \\\n    ".join(["paretune tune --model $MODEL", *map(shlex.join, lines)])
+    print(f"\n$ {shown}", flush=True)
+    said = call(["tune", "--model", str(model), *itertools.chain(*lines)])
     print("\n".join(said.splitlines()[-2:]), flush=True)
     return json.loads((out / "result.json").read_text())
 

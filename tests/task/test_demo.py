@@ -41,6 +41,7 @@ def roots(tmp_path):
         ("Add two arrays,\n    one by one, in place.\n\nMore.", "Add two arrays, one by one, in place."),
         ("See https://example.org/page for how this is done here.", "See for how this is done here."),
         ("This module provides classes and a function for all of it.", "This provides and a for all of it."),
+        ("Return the name of a function, or of a module.", "Return the name of a, or of a."),
         ("Subclass of the superclass with two methods in it", "of the with two in it"),
         ("Classification of a dysfunctional modular methodology here.", ...),
         ("Too short to tell.", None),

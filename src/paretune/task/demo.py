@@ -218,7 +218,7 @@ def clean(docstring: str) -> str | None:
     paragraph = re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0]
     if _UNFIT.search(paragraph):
         return None
-    text = " ".join(_GIVEAWAY.sub(" ", paragraph).split())
+    text = re.sub(r"\s+([.,;:])", r"\1", " ".join(_GIVEAWAY.sub(" ", paragraph).split()))
     letters = sum(character.isalpha() or character == " " for character in text)
     fits = WORDS[0] <= len(text.split()) <= WORDS[1] and letters >= _LEAST_LETTERS * len(text)
     return text if fits else None
