@@ -54,5 +54,5 @@ $(VENV)/demo.done: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/demo.done
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,search,dev]'
 	@touch $@
