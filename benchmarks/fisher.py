@@ -214,7 +214,7 @@ def main() -> None:
         print(json.dumps(grow(arguments.grow)))
         return
     size = (
-        {"examples": 256, "rounds": 3, "loop_examples": 16}
+        {"examples": 192, "rounds": 3, "loop_examples": 16}
         if arguments.quick
         else {"examples": 512, "rounds": 7, "loop_examples": 64}
     )

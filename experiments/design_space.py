@@ -55,7 +55,9 @@ def main() -> None:
     ]
     tasks = list(dict.fromkeys([*options.search_tasks, *options.tasks]))
     rates = [
-        Job(task, method, lr, budget, settings, steps=options.steps // 2, split="heldout", label=label)
+        Job(
+            task, method, lr, budget, settings, steps=max(2, options.steps // 2), split="heldout", label=label
+        )
         for task in tasks
         for label, method, budget, settings in variants
         for lr in METHODS[method].learning_rates

@@ -70,7 +70,8 @@ class DesignTrial:
             head=self.head,
             exclude=self.exclude,
         )
-        steps = max(1, round(share * self.recipe.total_steps(len(self.task.train))))
+        # A single step would be a warm-up step at a rate of zero.
+        steps = max(2, round(share * self.recipe.total_steps(len(self.task.train))))
         recipe = replace(self.recipe, lr=float(point[RATE]), steps=steps)
         try:
             outcome = run_trial(model, self.task, plan, recipe, seed=seed)
