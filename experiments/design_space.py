@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import Job, best_rates, load_task, run
+from experiments.runner import Job, best_rates, load_task, read, run
 from paretune.files import write_atomic
 from paretune.methods import METHODS
 from paretune.search.outcome import Outcome, stage_table
@@ -167,6 +167,7 @@ def _page(
     tasks: list[str],
 ) -> str:
     """The page: what the search took, its stages, and the scores."""
+    tuned = sum(row["label"].startswith("tune ") for row in read(options.out / "design_space.jsonl"))
     lines = [
         "# PEFT design spaces",
         "",
@@ -182,7 +183,7 @@ def _page(
         lines.append(f"| {task} | {cells} | {result['designs_in_space']:,} |")
     lines += [
         "",
-        f"Single strategies were tuned with as many whole trainings as the searches: {spent:.0f}.",
+        f"Tuning: {spent:.0f} whole trainings for the searches, {tuned} for the single strategies.",
         "",
     ]
     lines += ["## Scores on validation", "", *_scores(rows, tasks), ""]
