@@ -308,7 +308,7 @@ def diagonal(operator: Any, count: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_equals_curvlinops(kind: str, labels: Any, operator: str, setting: Any) -> None:
     """The empirical Fisher, and the true one: for these losses, the generalised Gauss-Newton matrix."""
-    curvlinops = pytest.importorskip("curvlinops")
+    curvlinops = pytest.importorskip("curvlinops", reason="not installed; make test installs it")
     task, _ = setting(kind)
     # Eager attention, since curvlinops differentiates twice.
     model = task.load_model(dtype=torch.float64, attn_implementation="eager").eval()
