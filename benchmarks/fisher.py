@@ -11,8 +11,14 @@ The same examples are gone through in three ways, in turns, on the built-in enco
 * paretune: `paretune.evidence.fisher` with all that it checks.
 
 The ratios are medians over rounds of the ratio within a round, so that other load on the machine hits both
-sides. `--growth` adds time and peak memory on Llama-shaped random models in bfloat16, each in a process of
-its own. The last line is JSON.
+sides. The last line is JSON.
+
+    python -m benchmarks.fisher --growth
+
+Time and peak memory of scoring and of choosing 0.5 % on Llama-shaped random models in bfloat16, each in a
+process of its own, which prints one line of JSON; the lines are also written to
+docs/results/fisher_growth.jsonl and their table into docs/performance.md. `--shapes 25M 100M` takes some of
+them and writes nothing.
 """
 
 import argparse
@@ -23,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -33,12 +40,21 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import builtin_encoder, describe, peak_resident, reset_peak, resident
-from paretune.evidence import fisher
+from paretune.evidence import fisher, top_k
+from paretune.files import write_atomic
 from paretune.progress import set_quiet
 from paretune.task.kinds import find_kind
 
 # Llama-shaped models: width, blocks (the vocabulary is 32000, heads are 64 wide, grouped by four).
-SHAPES = {"25M": (256, 12), "100M": (640, 14), "400M": (1024, 24), "1100M": (2048, 22)}
+SHAPES = {
+    "25M": (256, 12),
+    "100M": (640, 14),
+    "400M": (1024, 24),
+    "1100M": (2048, 22),
+}
+SHARE = 0.005  # of the weights that are chosen
+DOCS = Path(__file__).parents[1] / "docs"
+TABLE = ("<!-- growth: python -m benchmarks.fisher --growth -->", "<!-- end of growth -->")
 
 
 class Tokens:
@@ -113,16 +129,14 @@ def compare(examples: int, length: int, batch_size: int, rounds: int, loop_examp
     task: Any = Tokens("classification", examples, length, model.config.vocab_size)
     every, some = range(examples), range(loop_examples)
     times: dict[str, list[float]] = {"loop": [], "plain": [], "paretune": []}
-    for number in range(rounds + 1):
-        took = {
-            "loop": seconds(lambda: loop(model, task, some))[0] / loop_examples,
-            "plain": seconds(lambda: plain(model, task, every, batch_size))[0] / examples,
-            "paretune": seconds(lambda: fisher(model, task, indices=every, batch_size=batch_size))[0]
-            / examples,
-        }
-        if number:  # the first round warms up
-            for name, value in took.items():
-                times[name].append(value)
+    loop(model, task, range(2))  # everything once, to warm up
+    plain(model, task, range(batch_size), batch_size)
+    fisher(model, task, indices=range(batch_size), batch_size=batch_size)
+    for _ in range(rounds):
+        times["loop"].append(seconds(lambda: loop(model, task, some))[0] / loop_examples)
+        times["plain"].append(seconds(lambda: plain(model, task, every, batch_size))[0] / examples)
+        took, _ = seconds(lambda: fisher(model, task, indices=every, batch_size=batch_size))
+        times["paretune"].append(took / examples)
     ratios = {
         "speedup_vs_loop": [a / b for a, b in zip(times["loop"], times["paretune"], strict=True)],
         "cost_vs_plain_pass": [a / b for a, b in zip(times["paretune"], times["plain"], strict=True)],
@@ -157,7 +171,7 @@ def encoder() -> Any:
 
 
 def grow(name: str, examples: int = 16, length: int = 128, batch_size: int = 4) -> dict[str, Any]:
-    """Score a Llama-shaped random model in bfloat16: time and peak memory of this process."""
+    """Score a Llama-shaped random model in bfloat16 and choose: time and peak memory of this process."""
     width, blocks = SHAPES[name]
     config = LlamaConfig(
         hidden_size=width,
@@ -173,16 +187,27 @@ def grow(name: str, examples: int = 16, length: int = 128, batch_size: int = 4) 
     model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     count = sum(parameter.numel() for parameter in model.parameters())
+    task: Any = Tokens("causal-lm", examples, length, config.vocab_size)
     before = resident()  # with the weights
     reset_peak()
-    task: Any = Tokens("causal-lm", examples, length, config.vocab_size)
-    took, _ = seconds(lambda: fisher(model, task, indices=range(examples), batch_size=batch_size))
+    start = time.process_time()
+    scoring, found = seconds(lambda: fisher(model, task, indices=range(examples), batch_size=batch_size))
+    scored = time.process_time()
+    choosing, _ = seconds(lambda: top_k(found.scores, int(count * SHARE)))
+    chosen = time.process_time()
     return {
+        "model": name,
         "parameters": count,
-        "seconds": round(took, 2),
+        "seconds_scoring": round(scoring, 2),
+        "seconds_choosing": round(choosing, 2),
+        "processor_seconds_scoring": round(scored - start, 2),
+        "processor_seconds_choosing": round(chosen - scored, 2),
         "examples": examples,
         "tokens": length,
-        "peak_bytes_over_weights_per_parameter": round((peak_resident() - before) / count, 2),
+        "weights_bytes": 2 * count,
+        "peak_over_weights_bytes": peak_resident() - before,
+        "peak_over_weights_bytes_a_parameter": round((peak_resident() - before) / count, 2),
+        "machine": describe(),
     }
 
 
@@ -197,6 +222,34 @@ def growth(names: Sequence[str]) -> list[dict[str, Any]]:
     return lines
 
 
+def publish(lines: Sequence[dict[str, Any]]) -> None:
+    """Write the lines of all shapes, and their table between its marks in docs/performance.md."""
+    write_atomic(DOCS / "results" / "fisher_growth.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    page = DOCS / "performance.md"
+    before, _, rest = page.read_text().partition(TABLE[0])
+    _, _, after = rest.partition(TABLE[1])
+    write_atomic(page, f"{before}{TABLE[0]}\n{growth_table(lines)}{TABLE[1]}{after}")
+
+
+def growth_table(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines as a table in Markdown."""
+    rows = [
+        "| parameters | examples x tokens | scoring | choosing 0.5 % | memory over weights | a parameter |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        rows.append(
+            f"| {line['parameters'] / 1e6:,.0f} M | {line['examples']} x {line['tokens']} "
+            f"| {line['processor_seconds_scoring']:.1f} s | {line['processor_seconds_choosing']:.1f} s "
+            f"| {line['peak_over_weights_bytes'] / 2**20:,.0f} MiB "
+            f"| {line['peak_over_weights_bytes_a_parameter']:.2f} bytes |"
+        )
+    machine = lines[-1]["machine"]
+    where = f"{machine['cpu']}, {machine['threads']} thread(s), PyTorch {machine['torch']}"
+    note = f"Seconds of processor time, which other work on the machine does not count into. {where}."
+    return "\n".join([*rows, "", note, ""])
+
+
 def main() -> None:
     """Read the arguments, measure, print."""
     parser = argparse.ArgumentParser(
@@ -204,7 +257,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer examples and rounds: under a minute")
     parser.add_argument("--tokens", type=int, default=48, help="tokens an example")
-    parser.add_argument("--growth", action="store_true", help="also larger and larger models")
+    parser.add_argument("--growth", action="store_true", help="larger and larger models instead")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="of --growth (all)")
     parser.add_argument("--grow", choices=SHAPES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
@@ -213,6 +267,11 @@ def main() -> None:
     if arguments.grow:
         print(json.dumps(grow(arguments.grow)))
         return
+    if arguments.growth:
+        lines = growth(arguments.shapes or list(SHAPES))
+        if not arguments.shapes:
+            publish(lines)
+        return
     size = (
         {"examples": 192, "rounds": 3, "loop_examples": 16}
         if arguments.quick
@@ -220,8 +279,6 @@ def main() -> None:
     )
     result: dict[str, Any] = compare(length=arguments.tokens, batch_size=32, **size)
     result |= {"tokens": arguments.tokens, **size, "machine": describe()}
-    if arguments.growth:
-        result["growth"] = growth(list(SHAPES))
     print(json.dumps(result))
 
 
