@@ -101,7 +101,8 @@ def _search(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     def show(progress: Progress) -> None:
         left = f"{progress.ahead} trials, {progress.seconds / 60:.0f} min left"
-        print(f"{name} {progress.stage}: {progress.job.choice} {progress.scored.score} ({left})", flush=True)
+        choice, score = progress.trial.choice, progress.scored.score
+        print(f"{name} {progress.stage}: {choice} {score} ({left})", flush=True)
 
     result = search(
         load_task(name, 0),

@@ -41,7 +41,7 @@ class Live:
         self._bar.total = progress.done + progress.ahead
         self._bar.n = progress.done
         left = f", about {progress.seconds / 60:.1f} min left" if progress.ahead else ""
-        self._bar.set_description_str(f"{progress.stage}: {progress.job.choice} {said}{left}")
+        self._bar.set_description_str(f"{progress.stage}: {progress.trial.choice} {said}{left}")
 
 
 def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) -> None:

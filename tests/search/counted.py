@@ -42,7 +42,8 @@ class Counted:
     bad: tuple[str, ...] = ()
     refused: str = ""
 
-    def __call__(self, point, share, seed):
+    def __call__(self, spec):
+        point, share, seed = spec["point"], spec["share"], spec["seed"]
         with self.log.open("a") as file:
             file.write(f"{os.getpid()} {sorted(point.items())} {share:g} {seed}\n")
         if self.refused and self.refused in point.values():
@@ -54,5 +55,5 @@ class Counted:
             return Scored(None, 0.1, 0.1, "the training loss is nan; use a smaller --lr")
         entropy = [seed, *(str(sorted(point.items())) * self.own).encode()]
         noise = float(np.random.default_rng(entropy).normal(0, self.noise)) if self.noise else 0.0
-        score = sum(point[name] == option for name, option in BEST.items()) / len(BEST)
+        score = sum(point.get(name) == option for name, option in BEST.items()) / len(BEST)
         return Scored(score + noise, 0.02 + 0.1 * share, 0.1 * share, loss=-score)

@@ -1,10 +1,10 @@
 """A small space, and searches of it for the tests."""
 
 from paretune.search.book import Book
+from paretune.search.engines import make_engine
 from paretune.search.ration import Limits
 from paretune.search.space import Space
 from paretune.search.staged import Staged
-from paretune.search.workers import Here, Workers
 
 SPACE = Space(
     {
@@ -26,18 +26,18 @@ def staged(folder, objective, *, limits=None, identity=None, seed=0, workers=1, 
     """A search in a folder, with what must be closed."""
     limits = limits or Limits(workers=workers)
     book = Book(folder / "study.journal", identity or {"task": "a"})
-    crew = Here(objective) if limits.workers == 1 else Workers(objective, limits.workers)
+    engine = make_engine(objective, workers=limits.workers)
     settings = {"space": SPACE, "refusal": always} | settings
-    return Staged(book=book, crew=crew, limits=limits, seed=seed, **settings), book, crew
+    return Staged(book=book, engine=engine, limits=limits, seed=seed, **settings), book, engine
 
 
 def run(folder, objective, **settings):
     """The outcomes of a whole search."""
-    search, book, crew = staged(folder, objective, **settings)
+    search, book, engine = staged(folder, objective, **settings)
     try:
         return search.run()
     finally:
-        crew.close()
+        engine.close()
         book.close()
 
 

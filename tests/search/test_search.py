@@ -84,12 +84,13 @@ def test_a_trial_can_go_to_another_process_and_is_reproducible(task):
     space = make_space(prices, (1e-2,), 2)
     point = {name: options[0] for name, options in space.components.items()}
     trial = DesignTrial(task, "10%", space, RECIPE)
-    first = trial(point, 1.0, 5)
-    again = pickle.loads(pickle.dumps(trial))(point, 1.0, 5)  # noqa: S301 - our own bytes
+    spec = {"point": point, "share": 1.0, "seed": 5}
+    first = trial(spec)
+    again = pickle.loads(pickle.dumps(trial))(spec)  # noqa: S301 - our own bytes
     assert (first.score, first.loss) == (again.score, again.loss)
     assert Feasible(space, prices, weights)(point) is None
     assert "raise the budget" in Feasible(space, prices, 10)(point)
-    assert trial({**point, "rate": "1e30"}, 1.0, 5).score is None
+    assert trial(spec | {"point": {**point, "rate": "1e30"}}).score is None
 
 
 def test_the_space_of_a_model(task):

@@ -41,9 +41,10 @@ def test_choices_of_a_stage_see_the_same_designs_and_seeds(tmp_path):
     book = Book(tmp_path / "study.journal", {"task": "a"})
     seen = {}
     for _, job, _ in book.trials():
-        component = list(SPACE.components)[job.stage]
-        rest = tuple(sorted((name, option) for name, option in job.point.items() if name != component))
-        seen.setdefault((job.stage, job.draw), set()).add((rest, job.seed))
+        spec = job.spec
+        component = list(SPACE.components)[spec["stage"]]
+        rest = tuple(sorted((name, option) for name, option in spec["point"].items() if name != component))
+        seen.setdefault((spec["stage"], spec["draw"]), set()).add((rest, spec["seed"]))
     book.close()
     assert len(seen) > len(SPACE.components)
     assert all(len(rests) == 1 for rests in seen.values())
@@ -64,15 +65,15 @@ def test_a_clear_winner_ends_its_stage_early_and_equal_choices_tie(tmp_path):
 class Flat(Counted):
     """Every design is as good as every other."""
 
-    def __call__(self, point, share, seed):
-        scored = super().__call__(point, share, seed)
+    def __call__(self, spec):
+        scored = super().__call__(spec)
         return type(scored)(0.5, scored.seconds, scored.training)
 
 
 def test_equal_scores_are_settled_by_the_loss(tmp_path):
     class Losses(Flat):
-        def __call__(self, point, share, seed):
-            scored = Counted.__call__(self, point, share, seed)
+        def __call__(self, spec):
+            scored = Counted.__call__(self, spec)
             return type(scored)(0.5, scored.seconds, scored.training, loss=scored.loss)
 
     assert winners(run(tmp_path, Losses(tmp_path / "log"))) == BEST
@@ -80,8 +81,8 @@ def test_equal_scores_are_settled_by_the_loss(tmp_path):
 
 def test_lower_is_better_for_a_loss(tmp_path):
     class Loss(Counted):
-        def __call__(self, point, share, seed):
-            scored = super().__call__(point, share, seed)
+        def __call__(self, spec):
+            scored = super().__call__(spec)
             return type(scored)(1 - scored.score, scored.seconds, scored.training)
 
     outcomes = run(tmp_path, Loss(tmp_path / "log"), higher=False)
@@ -101,9 +102,11 @@ def test_a_choice_that_diverges_loses(tmp_path):
 
 def test_a_group_that_is_not_tuned_is_not_searched(tmp_path):
     class FirstOnly(Counted):
-        def __call__(self, point, share, seed):
-            scored = super().__call__(point, share, seed)
-            return type(scored)(scored.score + (point["tuned"] == "1"), scored.seconds, scored.training)
+        def __call__(self, spec):
+            scored = super().__call__(spec)
+            return type(scored)(
+                scored.score + (spec["point"]["tuned"] == "1"), scored.seconds, scored.training
+            )
 
     outcomes = run(tmp_path, FirstOnly(tmp_path / "log"))
     assert winners(outcomes)["tuned"] == "1"
@@ -133,10 +136,10 @@ def test_finished_trials_are_not_run_again(tmp_path):
 
 def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path):
     class Stops(Counted):
-        def __call__(self, point, share, seed):
+        def __call__(self, spec):
             if self.log.exists() and len(calls(self.log)) == 33:
                 raise KeyboardInterrupt
-            return super().__call__(point, share, seed)
+            return super().__call__(spec)
 
     whole = run(tmp_path / "whole", Counted(tmp_path / "whole.log", noise=0.2))
     with pytest.raises(KeyboardInterrupt):
@@ -204,9 +207,9 @@ def test_minutes_are_kept_and_too_few_are_refused_after_one_trial(tmp_path):
 class Slows(Counted):
     """Fast at first, then a hundred times slower than its first trial let expect."""
 
-    def __call__(self, point, share, seed):
+    def __call__(self, spec):
         begun = time.perf_counter()
-        scored = super().__call__(point, share, seed)
+        scored = super().__call__(spec)
         time.sleep(0.005 if len(calls(self.log)) < 5 else 0.5)
         seconds = time.perf_counter() - begun
         return type(scored)(scored.score, seconds, seconds / 2)

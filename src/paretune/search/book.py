@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ try:
 except ImportError as problem:
     raise PareError("a search needs optuna: pip install 'paretune[search]'") from problem
 
-SCHEMA = 1
+SCHEMA = 2  # 1 held trials of stages only
 _IDENTITY = "paretune search"
 
 
@@ -69,7 +69,7 @@ class Book:
         try:
             self._storage = optuna.storages.JournalStorage(backend)
             self._study = optuna.create_study(
-                study_name="design space",
+                study_name="paretune",
                 storage=self._storage,
                 sampler=optuna.samplers.RandomSampler(seed=0),
                 direction="maximize" if higher else "minimize",
@@ -103,8 +103,8 @@ class Book:
                 )
 
     def _is_unused(self) -> bool:
-        """Whether a request that could not work left this study: no trial was begun, no stage settled."""
-        settled = any(name.startswith("stage") for name in self._study.user_attrs)
+        """Whether a request that could not work left this study: no trial was begun, nothing noted."""
+        settled = any(name != _IDENTITY for name in self._study.user_attrs)
         return not settled and not self._study.get_trials(deepcopy=False)
 
     def note(self, name: str, value: Any) -> None:
@@ -115,14 +115,20 @@ class Book:
         """What was kept under a name; None when nothing was."""
         return self._study.user_attrs.get(name)
 
-    def begin(self, job: Job, options: Mapping[str, tuple[str, ...]]) -> int:
-        """Record that a trial runs; its id."""
+    def begin(self, job: Job, point: Mapping[str, str], options: Mapping[str, Sequence[str]]) -> int:
+        """Record that a trial runs; its number.
+
+        Args:
+            job: The trial.
+            point: What Optuna's own tools show as its parameters.
+            options: The options of each of these; the same in every trial.
+        """
         distributions: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(options[name]) for name in job.point
+            name: CategoricalDistribution(options[name]) for name in point
         }
         trial = create_trial(
             state=TrialState.RUNNING,
-            params=dict(job.point),
+            params=dict(point),
             distributions=distributions,
             user_attrs={"key": job.key, "job": asdict(job)},
         )
@@ -141,7 +147,7 @@ class Book:
         self._fail(trial, reason)
 
     def finished(self) -> dict[str, Scored]:
-        """Every finished trial by key; those that diverged are finished too."""
+        """Every finished trial by key; those that failed with a result are finished too."""
         return {key: scored for key, _, scored in self.trials()}
 
     def trials(self) -> Iterator[tuple[str, Job, Scored]]:

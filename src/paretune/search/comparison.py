@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from paretune.errors import PareError
 from paretune.search.intervals import ranked, ties
-from paretune.search.jobs import Job, Scored
+from paretune.search.jobs import Scored
 from paretune.search.outcome import Row, earlier_rows, last_rung_rows
 from paretune.search.schedule import Cost
+from paretune.search.stage_trial import StageTrial
 
 
 @dataclass
@@ -36,15 +37,15 @@ class Comparison:
             _Rung(share, {choice: [] for choice in choices}, {choice: [] for choice in choices})
         )
 
-    def add(self, jobs: Sequence[Job], results: Sequence[Scored]) -> None:
+    def add(self, trials: Sequence[StageTrial], results: Sequence[Scored]) -> None:
         """One draw for every choice of the rung."""
         rung = self._rungs[-1]
-        for job, scored in zip(jobs, results, strict=True):
+        for trial, scored in zip(trials, results, strict=True):
             sign = 1 if self.higher else -1
-            rung.scores[job.choice].append(None if scored.score is None else sign * scored.score)
-            rung.losses[job.choice].append(scored.loss)
+            rung.scores[trial.choice].append(None if scored.score is None else sign * scored.score)
+            rung.losses[trial.choice].append(scored.loss)
             rung.failed = scored.failed or rung.failed
-            self.cost += Cost(1, job.share)
+            self.cost += Cost(1, trial.share)
 
     @property
     def scores(self) -> dict[str, list[float]]:

@@ -48,18 +48,17 @@ class DesignTrial:
     threads: int | None = None
     _model: tuple[int, nn.Module] | None = field(default=None, init=False, repr=False)
 
-    def __call__(self, point: Point, share: float, seed: int) -> Scored:
+    def __call__(self, spec: dict[str, Any]) -> Scored:
         """Train and score a point.
 
         Args:
-            point: The options of all components.
-            share: Of the steps of a whole training.
-            seed: Of the head, the data order, dropout and added modules.
+            spec: That of a :class:`~paretune.search.stage_trial.StageTrial`.
 
         Raises:
             PareError: The design cannot be made or trained; a training that diverges is a result.
         """
         start = time.perf_counter()
+        point, share, seed = spec["point"], spec["share"], spec["seed"]
         model = self._load(seed)
         plan = choose(
             Designed(**self.space.design(point).document()),

@@ -1,6 +1,7 @@
-"""A trial to run, and what came of it."""
+"""A trial to run, and what came of it; what the trial is about is the objective's affair."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -8,25 +9,14 @@ class Job:
     """One trial to run.
 
     Args:
-        stage: Number of its stage.
-        choice: The option it stands for.
-        draw: Number of the random draw: the same design beside the choice, and the same seed, for all.
-        share: Of the steps of a whole training.
-        seed: Of the head, the data order, dropout and added modules.
-        point: The options of all components.
+        key: What the trial is found by; a finished one is never run again.
+        spec: Everything the objective needs to know (JSON).
+        share: What it is worth in whole trainings.
     """
 
-    stage: int
-    choice: str
-    draw: int
+    key: str
+    spec: dict[str, Any]
     share: float
-    seed: int
-    point: dict[str, str]
-
-    @property
-    def key(self) -> str:
-        """What the trial is found by."""
-        return f"{self.stage}|{self.choice}|{self.draw}|{self.share:g}"
 
 
 @dataclass(frozen=True)
@@ -34,11 +24,12 @@ class Scored:
     """What came of a trial.
 
     Args:
-        score: The task's metric on held-out train; None when training diverged.
+        score: The task's metric on held-out train; None when the trial failed.
         seconds: Wall seconds in all.
         training: Of these, the seconds of the training steps.
-        failed: What the training said when it diverged.
+        failed: Why there is no score.
         loss: On held-out train; the lower one decides between equal scores.
+        details: What else is to be kept of it (JSON).
     """
 
     score: float | None
@@ -46,3 +37,16 @@ class Scored:
     training: float
     failed: str = ""
     loss: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What a trial is. It is pickled once for each process that runs trials."""
+
+    def __call__(self, spec: dict[str, Any]) -> Scored:
+        """Train and score.
+
+        Raises:
+            PareError: It cannot be done at all; a training that diverges is a result instead.
+        """
+        ...

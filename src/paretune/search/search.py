@@ -1,13 +1,10 @@
 """``search``: the best design of fine-tuning for a task and a budget, found stage by stage."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
@@ -15,11 +12,12 @@ from paretune.files import write_atomic
 from paretune.methods.designed import Designed
 from paretune.search.book import Book
 from paretune.search.designs import DesignTrial, Feasible, read_prices
+from paretune.search.engines import make_engine
 from paretune.search.outcome import Outcome, stage_table
 from paretune.search.ration import Limits
 from paretune.search.space import RATE, Space, make_space
 from paretune.search.staged import Progress, Staged
-from paretune.search.workers import Crew, Here, Workers
+from paretune.search.threads import threads_of
 from paretune.strategies import STRATEGIES
 from paretune.task import Task
 from paretune.tuning import Recipe
@@ -33,6 +31,7 @@ def search(
     out: str | Path,
     *,
     limits: Limits | None = None,
+    engine: str | None = None,
     rates: Sequence[float] = Designed.learning_rates,
     groups: int = 4,
     strategies: Sequence[str] = tuple(STRATEGIES),
@@ -55,6 +54,7 @@ def search(
         budget: See :func:`paretune.choose`.
         out: The run folder.
         limits: Trials, minutes and workers.
+        engine: Who runs trials, see :func:`paretune.search.engines.make_engine`.
         rates: Learning rates; several are the first stage.
         groups: Number of groups of blocks.
         strategies: What a group can have any subset of.
@@ -94,15 +94,15 @@ def search(
     }
     for reason in space.left_out:
         say(f"left out: {reason}")
-    objective = DesignTrial(task, budget, space, recipe, head, tuple(exclude), _threads(limits.workers))
+    objective = DesignTrial(task, budget, space, recipe, head, tuple(exclude), threads_of(limits.workers))
     book = Book(out / JOURNAL, request, task.higher_is_better)
     try:
-        crew: Crew = Here(objective) if limits.workers == 1 else Workers(objective, limits.workers)
+        running = make_engine(objective, engine, limits.workers)
         try:
             staged = Staged(
                 space=space,
                 book=book,
-                crew=crew,
+                engine=running,
                 refusal=Feasible(space, prices, weights),
                 limits=limits,
                 higher=task.higher_is_better,
@@ -113,7 +113,7 @@ def search(
             outcomes = staged.run()
             return _write(out, request, space, outcomes, book)
         finally:
-            crew.close()
+            running.close()
     finally:
         book.close()
 
@@ -155,8 +155,3 @@ def read_search(out: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as problem:
         raise PareError(f"{path}: no finished search there ({problem}); run `paretune search`") from problem
-
-
-def _threads(workers: int) -> int | None:
-    """Threads of each of several workers: the cores shared out."""
-    return None if workers == 1 else max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // workers))

@@ -7,16 +7,18 @@ all that is settled already. A draw is the same random rest and the same seed fo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from paretune.errors import PareError
 from paretune.search.book import Book
 from paretune.search.comparison import Comparison
 from paretune.search.draws import Draws
+from paretune.search.engines import Engine
 from paretune.search.intervals import separated
 from paretune.search.jobs import Job, Scored
 from paretune.search.outcome import Outcome
 from paretune.search.ration import Limits, Ration
 from paretune.search.schedule import Cost, rungs
 from paretune.search.space import ALLOCATION, GROUPING, RATE, TUNED, Point, Space
-from paretune.search.workers import Crew
+from paretune.search.stage_trial import StageTrial
 
 _NUMBERS = {RATE: "S0", GROUPING: "S1", ALLOCATION: "S2", TUNED: "S3"}
 
@@ -27,7 +29,7 @@ class Progress:
 
     Args:
         stage: Name of the stage.
-        job: The trial.
+        trial: The trial.
         scored: What came of it.
         done: Trials finished so far.
         ahead: Trials still to run at most.
@@ -35,7 +37,7 @@ class Progress:
     """
 
     stage: str
-    job: Job
+    trial: StageTrial
     scored: Scored
     done: int
     ahead: int
@@ -49,7 +51,7 @@ class Staged:
     Args:
         space: What is chosen from.
         book: The record; what is finished in it is not run again.
-        crew: Who runs trials.
+        engine: Who runs trials.
         refusal: Why a point cannot be made within the budget; None when it can.
         limits: Trials and minutes.
         higher: Whether a higher score is better.
@@ -60,7 +62,7 @@ class Staged:
 
     space: Space
     book: Book
-    crew: Crew
+    engine: Engine
     refusal: Callable[[Point], str | None]
     limits: Limits = field(default_factory=Limits)
     higher: bool = True
@@ -127,7 +129,7 @@ class Staged:
                 point = {**draw.rest, component: options[0]}
                 share = rungs(len(options))[0].share
                 self._stage = _name(component)
-                self._results([Job(number, options[0], draw.number, share, draw.seed, point)])
+                self._results([StageTrial(number, options[0], draw.number, share, draw.seed, point)])
                 return
             settled[component] = options[0]
 
@@ -180,18 +182,21 @@ class Staged:
                 if compared.cost.trials and self._ration.out_of_time(Cost(1, rung.share) * len(alive)):
                     return "out of time"
                 draw = next(draws)
-                jobs = [
-                    Job(number, option, draw.number, rung.share, draw.seed, {**draw.rest, component: option})
+                trials = [
+                    StageTrial(
+                        number, option, draw.number, rung.share, draw.seed, {**draw.rest, component: option}
+                    )
                     for option in alive
                 ]
-                compared.add(jobs, self._results(jobs))
+                compared.add(trials, self._results(trials))
                 if separated(compared.scores):
                     return "separated"
             alive = compared.best
         return "spent"
 
-    def _results(self, jobs: Sequence[Job]) -> list[Scored]:
+    def _results(self, trials: Sequence[StageTrial]) -> list[Scored]:
         """The results of a round; what is in the book already is not run again."""
+        jobs = [trial.job for trial in trials]
         missing = []
         for job in jobs:
             if job.key in self._finished:
@@ -200,7 +205,7 @@ class Staged:
                 missing.append(job)
         if missing:
             try:
-                self.crew.run(missing, self)
+                self.engine.run(missing, self)
             finally:
                 self.book.note("seconds", self.seconds)
         return [self._finished[job.key] for job in jobs]
@@ -209,15 +214,15 @@ class Staged:
         """What the best trial so far has, of those with the most steps."""
         sign = 1 if self.higher else -1
         scored = [
-            (job.share, sign * found.score, job.point[component])
+            (job.share, sign * found.score, job.spec["point"][component])
             for _, job, found in self.book.trials()
-            if found.score is not None and job.point[component] in options
+            if found.score is not None and job.spec["point"][component] in options
         ]
         return max(scored)[2] if scored else options[0]
 
     def begin(self, job: Job) -> int:
         """A trial runs now; its number."""
-        return self.book.begin(job, self.space.components)
+        return self.book.begin(job, job.spec["point"], self.space.components)
 
     def finish(self, trial: int, job: Job, scored: Scored) -> None:
         """A trial has a result."""
@@ -227,11 +232,20 @@ class Staged:
         self._ration.took(job)
         left = self._ration.left() or 0.0
         ahead = self._ration.ahead.trials
-        self.show(Progress(self._stage, job, scored, len(self._finished), ahead, left))
+        self.show(Progress(self._stage, StageTrial.of(job), scored, len(self._finished), ahead, left))
 
     def give_up(self, trial: int, reason: str) -> None:
         """A trial came to nothing."""
         self.book.give_up(trial, reason)
+
+    def refuse(self, trial: int, job: Job, reason: str) -> None:
+        """A trial cannot be done, and without it its stage is not fair.
+
+        Raises:
+            PareError: Always.
+        """
+        self.book.give_up(trial, reason)
+        raise PareError(reason)
 
 
 def _name(component: str) -> str:

@@ -1,0 +1,10 @@
+"""Cores shared out over trials that run at the same time."""
+
+import os
+
+import torch
+
+
+def threads_of(workers: int) -> int | None:
+    """Threads of each of several trials at a time; None, which leaves them as they are, for one."""
+    return None if workers == 1 else max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // workers))
