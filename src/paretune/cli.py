@@ -64,7 +64,7 @@ def _task(options: Namespace) -> Any:
         revision=options.revision,
         max_length=options.max_length,
         heldout=options.heldout,
-        seed=options.seed,
+        seed=options.seed if options.heldout_seed is None else options.heldout_seed,
         trust_remote_code=options.trust_remote_code,
     )
 
@@ -187,6 +187,12 @@ def _search(options: Namespace) -> None:
     cli_search.run(options, _task, _recipe(options))
 
 
+def _front(options: Namespace) -> None:
+    from paretune import cli_front
+
+    cli_front.run(options, _task, _recipe(options))
+
+
 def _methods(options: Namespace) -> None:
     from paretune.methods import METHODS
 
@@ -209,6 +215,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": _demo,
     "choose": _choose,
     "tune": _tune,
+    "front": _front,
     "search": _search,
     "methods": _methods,
     "delta": _delta,

@@ -67,6 +67,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
             options.budget,
             options.out,
             limits=limits,
+            engine=options.engine,
             rates=options.lr or Designed.learning_rates,
             groups=options.groups,
             strategies=strategies,

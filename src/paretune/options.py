@@ -75,6 +75,10 @@ def build_parser() -> Parser:
     _method(tune)
     _training(tune)
     _output(tune)
+    front = add("front", "Try every method on your data, side by side; a table and one recommendation.")
+    _task(front)
+    _front(front)
+    _output(front)
     search = add("search", "Refine a design space in stages; the found design is a file for tune.")
     _task(search)
     _search(search)
@@ -106,6 +110,7 @@ def _task(parser: Parser) -> None:
     group.add_argument(
         "--heldout", type=float, default=0.1, help="share of train kept for choices (%(default)s)"
     )
+    group.add_argument("--heldout-seed", type=int, help="of that draw (default: --seed)")
     group.add_argument("--precision", default="fp32", choices=["fp32", "amp", "bf16"], help=_PRECISION)
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
@@ -139,12 +144,35 @@ def _training(parser: Parser) -> None:
     group.add_argument("--report-to", nargs="+", default=["none"], help="tensorboard, trackio, ... (none)")
 
 
+def _front(parser: Parser) -> None:
+    group = parser.add_argument_group("the front")
+    group.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="such as fish or lora:targets=all (default: the field)"
+    )
+    group.add_argument("--budgets", nargs="+", default=["0.5%"], metavar="BUDGET", help="(%(default)s)")
+    group.add_argument("--trials", type=int, help="in all (default: 25 whole trainings' worth)")
+    group.add_argument("--minutes", type=float, help="in all, those before an interruption included")
+    group.add_argument("--seeds", type=int, default=3, help="of a finalist, at least (%(default)s)")
+    _engine(group)
+    group.add_argument(
+        "--head", default="outside", choices=["outside", "inside"], help="the budget (%(default)s)"
+    )
+    group.add_argument("--exclude", nargs="+", default=[], help="patterns of tensors that stay as they are")
+    group.add_argument("--seed", type=int, default=0, help="the first seed (%(default)s)")
+    _recipe(parser.add_argument_group("a whole training, of which trials take a share"))
+
+
+def _engine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--engine", help="who runs trials: here, workers (default: by --workers)")
+    group.add_argument("--workers", type=int, default=1, help="trials at a time (%(default)s)")
+
+
 def _search(parser: Parser) -> None:
     group = parser.add_argument_group("the search")
     group.add_argument("--budget", required=True, help="0.5%%, 120k, 120000, or 2MiB of delta")
     group.add_argument("--trials", type=int, help="in all (default: two draws for each choice and rung)")
     group.add_argument("--minutes", type=float, help="in all (no limit)")
-    group.add_argument("--workers", type=int, default=1, help="trials at a time (%(default)s)")
+    _engine(group)
     group.add_argument("--groups", type=int, default=4, help="of consecutive blocks (%(default)s)")
     group.add_argument("--strategies", nargs="+", help="what a group may have (default: all there are)")
     group.add_argument("--lr", type=float, nargs="+", help="rates; several are settled first")

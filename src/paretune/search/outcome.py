@@ -124,11 +124,12 @@ def _row(
     sign = 1 if higher else -1
     around = mean_interval(scores)
     low, high = sorted((sign * around.low, sign * around.high))
-    ahead = None if lead is None else (lead.mean, _finite(lead.low), _finite(lead.high))
-    return Row(choice, share, len(scores), sign * around.mean, _finite(low), _finite(high), diverged, ahead)
+    ahead = None if lead is None else (lead.mean, finite(lead.low), finite(lead.high))
+    return Row(choice, share, len(scores), sign * around.mean, finite(low), finite(high), diverged, ahead)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number for JSON: None where it is infinite."""
     return value if math.isfinite(value) else None
 
 

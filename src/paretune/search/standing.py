@@ -1,0 +1,135 @@
+"""How candidates stand: their scores at the largest share they reached, and who is told apart from whom."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paretune.search.field import Candidate
+from paretune.search.front_trial import FrontSpec
+from paretune.search.intervals import FEWEST_DRAWS, Interval, leads, mean_interval
+from paretune.search.jobs import Scored
+
+Result = tuple[FrontSpec, Scored]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One candidate.
+
+    Args:
+        candidate: The candidate.
+        lr: Its best learning rate.
+        share: The largest share of the steps at which it has a score.
+        scores: By seed, at that share and rate; higher is better (a loss comes negated).
+        loss: Mean on held-out train.
+        results: Of the same.
+    """
+
+    candidate: Candidate
+    lr: float
+    share: float
+    scores: dict[int, float]
+    loss: float
+    results: tuple[Scored, ...] = field(repr=False)
+
+    @property
+    def mean(self) -> float:
+        """Of the scores."""
+        return float(np.mean(list(self.scores.values())))
+
+    @property
+    def worth(self) -> tuple[float, float]:
+        """What candidates are ranked by: the score, the lower loss among equals."""
+        return self.mean, -self.loss
+
+    @property
+    def interval(self) -> Interval:
+        """The mean with its 95 % interval."""
+        return mean_interval(list(self.scores.values()))
+
+    @property
+    def trained(self) -> int:
+        """Trained weights."""
+        return int(self.results[0].details["trained"])
+
+
+def standing(candidate: Candidate, results: Iterable[Result], higher: bool) -> Standing | None:
+    """How a candidate stands; None when none of its trials has a score.
+
+    The largest share counts; there, the rate with the most seeds, and among these of the best score. A rate
+    that failed under any seed at that share comes after those that never did.
+    """
+    mine = [(spec, scored) for spec, scored in results if spec.candidate == candidate.name]
+    good = [(spec, scored) for spec, scored in mine if scored.score is not None]
+    if not good:
+        return None
+    share = max(spec.share for spec, _ in good)
+    bad = {spec.lr for spec, scored in mine if spec.share == share and scored.score is None}
+    by_rate: dict[float, list[Result]] = {}
+    for spec, scored in good:
+        if spec.share == share:
+            by_rate.setdefault(spec.lr, []).append((spec, scored))
+    found = [_at_rate(candidate, lr, share, rows, higher) for lr, rows in by_rate.items()]
+    return max(found, key=lambda each: (each.lr not in bad, len(each.scores), each.worth))
+
+
+def _at_rate(candidate: Candidate, lr: float, share: float, rows: Sequence[Result], higher: bool) -> Standing:
+    sign = 1 if higher else -1
+    scores = {spec.seed: sign * float(scored.score or 0.0) for spec, scored in rows}
+    loss = float(np.mean([scored.loss for _, scored in rows]))
+    return Standing(candidate, lr, share, scores, loss, tuple(scored for _, scored in rows))
+
+
+def rates_of(candidate: Candidate, results: Iterable[Result], share: float, higher: bool) -> list[float]:
+    """A candidate's learning rates by their scores at a share, best first; those without one are left out."""
+    rows = [r for r in results if r[0].candidate == candidate.name and r[0].share == share]
+    good = [_at_rate(candidate, r[0].lr, share, [r], higher) for r in rows if r[1].score is not None]
+    return list(dict.fromkeys(each.lr for each in sorted(good, key=lambda each: each.worth, reverse=True)))
+
+
+def told_apart(best: Standing, others: Sequence[Standing]) -> dict[str, Interval]:
+    """How far the best is above each other one, paired over the seeds that they share; Bonferroni's level.
+
+    Those without a shared seed at the same share have an interval without ends.
+    """
+    intervals = {}
+    for other in others:
+        shared = sorted(set(best.scores) & set(other.scores)) if best.share == other.share else []
+        if not shared:
+            intervals[other.candidate.name] = Interval(best.mean - other.mean, -np.inf, np.inf)
+            continue
+        # The level is that of all comparisons; padding with names keeps their number right.
+        scores = {best.candidate.name: [best.scores[seed] for seed in shared]}
+        scores[other.candidate.name] = [other.scores[seed] for seed in shared]
+        scores |= {f"#{n}": scores[best.candidate.name] for n in range(len(others) - 1)}
+        intervals[other.candidate.name] = leads(scores, best.candidate.name)[other.candidate.name]
+    return intervals
+
+
+def contenders(best: Standing, others: Sequence[Standing]) -> list[Standing]:
+    """Those that the best is not told apart from; with too few shared seeds nobody is."""
+    ahead = told_apart(best, others)
+    return [
+        other
+        for other in others
+        if len(set(best.scores) & set(other.scores)) < FEWEST_DRAWS or not ahead[other.candidate.name].low > 0
+    ]
+
+
+def on_front(standings: Sequence[Standing]) -> set[str]:
+    """Names of those that nobody beats on both score and trained weights, at the largest share tried."""
+    if not standings:
+        return set()
+    share = max(each.share for each in standings)
+    last = [each for each in standings if each.share == share]
+    return {
+        each.candidate.name
+        for each in last
+        if not any(
+            other.mean >= each.mean
+            and other.trained <= each.trained
+            and (other.mean > each.mean or other.trained < each.trained)
+            for other in last
+        )
+    }
