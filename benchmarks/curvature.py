@@ -2,9 +2,8 @@
 
     python -m benchmarks.curvature --quick
 
-One group a tensor, raw curvature: what the head can do is not taken out. `--steps` looks after so many steps
-of training instead of at the pretrained weights. On the same direction and the same examples, which are not
-the direction's own:
+One group a tensor, raw curvature: what the head can do is not taken out. On the same direction and the same
+examples, which are not the direction's own:
 
 * sampled-fisher in float32, its time in units of one plain forward and backward of every parameter over the
   same examples (median over rounds; slope and curvature of all groups), beside the 4 K + 1 forwards of the
@@ -12,9 +11,12 @@ the direction's own:
 * forward-fit in float32;
 * exact in float64, on the same weights: what the other two are ranked against, over the groups that are
   usable in both, by influence per parameter `b^2 / (q d)` (`spearman_*`, what the selection sorts by) and by
-  gain alone (`spearman_gain_*`).
+  gain alone (`spearman_gain_*`);
+* the Gauss-Newton matrix in float64: `spearman_gauss_newton_to_exact` is what an estimator that leaves the
+  residuals' curvature out can reach, `spearman_sampled_fisher_to_gauss_newton` what noise and rounding cost.
 
-The last line is JSON.
+Looked at twice: under a fresh head (`fresh`), and after the head alone has been trained for `--warm` steps
+(the main figures). The last line is JSON.
 """
 
 import argparse
@@ -41,9 +43,13 @@ from paretune.task import Task
 
 
 def shortest(task: Task, indices: np.ndarray, count: int) -> np.ndarray:
-    """The examples of fewest tokens: exact curvature takes a double backward a tensor."""
-    lengths = np.asarray(task.train["length"])[indices]
-    return indices[np.argsort(lengths, kind="stable")[:count]]
+    """The examples of fewest tokens, the classes in proportion: exact takes a double backward a tensor."""
+    lengths, labels = np.asarray(task.train["length"]), np.asarray(task.train["labels"])
+    order = indices[np.argsort(lengths[indices], kind="stable")]
+    if not task.labels:
+        return order[:count]
+    shares = [round(count * float((labels[indices] == label).mean())) for label in range(len(task.labels))]
+    return np.concatenate([order[labels[order] == label][:share] for label, share in enumerate(shares)])
 
 
 def plain_pass(model: nn.Module, task: Task, indices: np.ndarray) -> float:
@@ -75,64 +81,87 @@ def agreement(found: Curvature, truth: Curvature, counts: np.ndarray) -> float:
     return float(spearmanr(*influences)[0])
 
 
+def compare(
+    model: nn.Module,
+    task: Task,
+    groups: list[Group],
+    direction: Direction,
+    indices: np.ndarray,
+    counts: np.ndarray,
+    with_fit: bool,
+) -> dict[str, Any]:
+    """The estimators against each other on one direction and the same examples."""
+    wide = copy.deepcopy(model).double()
+    double = Direction({name: u.double() for name, u in direction.vectors.items()}, direction.dead)
+    found = {
+        "sampled_fisher": curvature(model, task, groups, direction, indices),
+        "gauss_newton": curvature(wide, task, groups, double, indices),
+        "exact": curvature(wide, task, groups, double, indices, estimator="exact"),
+    }
+    if with_fit:
+        found["forward_fit"] = curvature(model, task, groups, direction, indices, estimator="forward-fit")
+    for name, one in found.items():
+        states = {state: one.state.count(state) for state in sorted(set(one.state))}
+        print(f"{name:<18}{one.usable.mean():>6.0%}  {states}")
+    truth = found["exact"]
+    result: dict[str, Any] = {"usable": {name: float(one.usable.mean()) for name, one in found.items()}}
+    for name in ("sampled_fisher", "forward_fit"):
+        if name in found:
+            result[f"spearman_{name}"] = agreement(found[name], truth, counts)
+            result[f"spearman_gain_{name}"] = agreement(found[name], truth, np.ones_like(counts))
+    result["spearman_gauss_newton_to_exact"] = agreement(found["gauss_newton"], truth, counts)
+    result["spearman_sampled_fisher_to_gauss_newton"] = agreement(
+        found["sampled_fisher"], found["gauss_newton"], counts
+    )
+    return result
+
+
 def main() -> None:
     """Run the benchmark and print its JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
-    parser.add_argument("--task", default="mrpc", help="a folder of the development data")
-    parser.add_argument("--examples", type=int, help="for the estimators (6, or 64 when not quick)")
-    parser.add_argument("--timed", type=int, default=64, help="examples for the time")
+    parser.add_argument("--task", default="cola", help="a folder of the development data")
+    parser.add_argument("--examples", type=int, help="for the estimators (12, or 64 when not quick)")
+    parser.add_argument("--timed", type=int, help="examples for the time (64, or 256)")
     parser.add_argument("--rounds", type=int, help="of the time (2, or 9)")
-    parser.add_argument("--steps", type=int, default=0, help="steps of training before the look")
+    parser.add_argument("--warm", type=int, default=50, help="steps of the head alone (%(default)s)")
     parser.add_argument("--rule", default="adamw", choices=["adamw", "gradient"], help="the direction")
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 9)
-    options.examples = options.examples or (6 if options.quick else 64)
+    options.examples = options.examples or (12 if options.quick else 64)
+    options.timed = options.timed or (64 if options.quick else 256)
     set_quiet(True)
     task = load_task(options.task, 0)
     model = task.load_model()
-    groups = [Group(tensor.name, (Piece(tensor.name),)) for tensor in anatomy(model).body]
-    counts = np.array([tensor.count for tensor in anatomy(model).body])
+    parts = anatomy(model)
+    groups = [Group(tensor.name, (Piece(tensor.name),)) for tensor in parts.body]
+    counts = np.array([tensor.count for tensor in parts.body])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     first, second = halves(task, 512, 0)
     second = shortest(task, second, options.examples)
     result: dict[str, Any] = {}
 
-    def probe(number: int, optimiser: torch.optim.Optimizer | None = None) -> None:
-        direction = find_direction(
-            model, task, groups, first[: options.timed], rule=options.rule, optimiser=optimiser
-        )
-        result["passes_sampled_fisher"] = passes(model, task, groups, direction, options)
-        fisher = curvature(model, task, groups, direction, second)
-        fit = curvature(model, task, groups, direction, second, estimator="forward-fit")
-        wide = copy.deepcopy(model).double()
-        vectors = {name: vector.double() for name, vector in direction.vectors.items()}
-        double = Direction(vectors, direction.dead)
-        truth = curvature(wide, task, groups, double, second, estimator="exact")
-        print(f"{'':<18}usable  states")
-        for name, found in (("sampled-fisher", fisher), ("forward-fit", fit), ("exact", truth)):
-            states = {state: found.state.count(state) for state in sorted(set(found.state))}
-            print(f"{name:<18}{found.usable.mean():>6.0%}  {states}")
-        for name, found in (("sampled_fisher", fisher), ("forward_fit", fit)):
-            result[f"spearman_{name}"] = agreement(found, truth, counts)
-            result[f"spearman_gain_{name}"] = agreement(found, truth, np.ones_like(counts))
-        result["usable_share"] = float(fisher.usable.mean())
-        result["usable"] = {
-            "forward_fit": float(fit.usable.mean()),
-            "exact": float(truth.usable.mean()),
-        }
+    def look(number: int = 0, optimiser: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+        del number, optimiser  # the head's; the direction is of all else
+        direction = find_direction(model, task, groups, first[: options.timed], rule=options.rule)
+        warm = "passes_sampled_fisher" in result
+        if not warm:
+            result["passes_sampled_fisher"] = passes(model, task, groups, direction, options)
+        print("warm head" if warm else "fresh head")
+        return compare(model, task, groups, direction, second, counts, warm or not options.quick)
 
-    if options.steps:
-        trained = list(model.parameters())
-        during_training(model, task, trained, probe, steps=options.steps, probes=1, lr=5e-5)
-    else:
-        probe(0)
+    fresh = look()
+    head = [model.get_parameter(tensor.name) for tensor in parts.head]
+    (warm,) = during_training(model, task, head, look, steps=options.warm, probes=1, lr=1e-2)
     after = model.state_dict()
     equal = all(torch.equal(value, after[name]) for name, value in before.items())
+    result |= warm
+    result["usable_share"] = warm["usable"]["sampled_fisher"]
+    result["fresh"] = fresh
     result["state_bit_equal"] = equal and torch.equal(random, torch.get_rng_state())
     result["passes_of_the_paper"] = (4 * len(groups) + 1) / 3
-    result |= {"groups": len(groups), "examples": options.examples, "steps": options.steps}
+    result |= {"groups": len(groups), "examples": len(second), "warm_steps": options.warm}
     print(json.dumps(result | {"direction": options.rule, "task": options.task, "machine": describe()}))
 
 

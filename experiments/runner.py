@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import builtin_encoder, describe
-from paretune.errors import DivergedError, PareError
+from paretune.errors import BudgetError, DivergedError, PareError
 from paretune.methods import choose
 from paretune.plan import Plan
 from paretune.progress import set_quiet
@@ -76,7 +76,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
-    """Run what is not in the file yet, one line each as it finishes; all rows of the jobs."""
+    """Run what is not in the file yet, one line each as it finishes; all rows of the jobs.
+
+    A training that diverges and a budget that is too small are results (`failed`); any other error ends the
+    run, and the same command goes on there.
+    """
     set_quiet(True)
     jobs = list(jobs)
     done = {row["key"]: row for row in read(path)}
@@ -128,7 +132,7 @@ def _run(job: Job) -> dict[str, Any]:
         chosen = time.perf_counter()
         recipe = Recipe(lr=job.lr, steps=job.steps, precision="amp")
         outcome = run_trial(model, task, plan, recipe, seed=job.seed, split=job.split)
-    except DivergedError as problem:
+    except (DivergedError, BudgetError) as problem:
         return {"failed": str(problem)}
     return {
         "score": outcome.scores[task.metric],

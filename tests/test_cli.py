@@ -54,6 +54,17 @@ def test_choose_prints_the_plan_and_keeps_it(data, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["method"] == "fish"
 
 
+def test_adapeft_has_flags_of_its_own(data, tmp_path, capsys):
+    arguments = [*task_options(data, validation=False), "--budget", "10%", "--method", "adapeft"]
+    arguments += ["--set", "samples=16", "items=tensor", "--json"]
+    assert main(["choose", *arguments, "--horizon", "40%", "--probe-depth", "50%"]) == OK
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["horizon"], settings["probe_depth"]) == (0.4, 0.5)
+    model = str(task_options(data)[1])
+    assert main(["choose", *arguments, "--probe-model", model]) == OK
+    assert json.loads(capsys.readouterr().out)["settings"]["probe_model"] == model
+
+
 def test_tune_with_a_plan_that_was_chosen_before(data, tmp_path, capsys):
     arguments = [*task_options(data, validation=False), "--budget", "3%", "--method", "random"]
     main(["choose", *arguments, "--out", str(tmp_path / "plan")])
@@ -131,6 +142,16 @@ def test_methods_lists_every_method_with_its_settings(capsys):
         (["--method", "fisch"], "did you mean 'fish'"),
         (["--set", "sample=3"], "did you mean 'samples'"),
         (["--set", "samples"], "name=value"),
+        (
+            ["--method", "lora", "--horizon", "10%"],
+            "--horizon is nothing that lora knows; it is a setting of",
+        ),
+        (["--method", "s4", "--probe-model", "m"], "--probe-model is nothing that s4 knows"),
+        (["--method", "adapeft", "--probe-depth", "half"], "--probe-depth half: give a share"),
+        (["--method", "adapeft", "--horizon", "200%"], "horizon 2.0 must be a share"),
+        (["--method", "adapeft", "--horizon", "10%", "--set", "horizon=0.1"], "give it once"),
+        (["--method", "adapeft", "--set", "horizon=10%"], "horizon '10%' is not a number"),
+        (["--method", "adapeft", "--probe-model", "no/such/folder"], "no/such/folder"),
         (["--budget", "lots"], "cannot read budget"),
         (["--lr", "fast"], "--lr fast"),
         (["--train", "nowhere.jsonl"], "nowhere.jsonl"),

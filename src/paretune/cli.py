@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from paretune.cli_settings import method_settings
 from paretune.errors import PareError
 from paretune.options import RECIPE, build_parser
 
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare(options)
     try:
         COMMANDS[options.command](options)
+        _leave_page(options)
     except PareError as problem:
         print(f"paretune: error: {problem}", file=sys.stderr)
         return BAD_INPUT
@@ -35,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nparetune: interrupted; the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
     return OK
+
+
+def _leave_page(options: Namespace) -> None:
+    from paretune import cli_report
+
+    if options.command in cli_report.WITH_PAGE:
+        cli_report.after(options)
 
 
 def _prepare(options: Namespace) -> None:
@@ -67,24 +76,6 @@ def _task(options: Namespace) -> Any:
         seed=options.seed if options.heldout_seed is None else options.heldout_seed,
         trust_remote_code=options.trust_remote_code,
     )
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs; a value is read as JSON, or as text when it is none.
-
-    Raises:
-        PareError: No ``=`` in one of them.
-    """
-    settings = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise PareError(f"--set {pair}: write it as name=value, for instance samples=256")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name] = {"True": True, "False": False, "None": None}.get(value, value)
-    return settings
 
 
 def _recipe(options: Namespace) -> Any:
@@ -123,10 +114,9 @@ def _demo(options: Namespace) -> None:
 def _choose(options: Namespace) -> None:
     import torch
 
-    from paretune.methods import choose, make_method
+    from paretune.methods import choose
 
-    settings = _settings(options.set)
-    make_method(options.method, settings)
+    settings = method_settings(options)
     task = _task(options)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     plan = choose(
@@ -145,13 +135,11 @@ def _choose(options: Namespace) -> None:
 
 
 def _tune(options: Namespace) -> None:
-    from paretune.methods import make_method
     from paretune.plan import Plan
     from paretune.plan_table import readable_bytes
     from paretune.search.tune import tune
 
-    settings = _settings(options.set)
-    make_method(options.method, settings)
+    settings = method_settings(options)
     lr, recipe = _rate(options.lr), _recipe(options)
     plan = Plan.load(options.plan) if options.plan else None
     say = (lambda *_: None) if options.json or options.quiet else print
@@ -211,12 +199,19 @@ def _delta(options: Namespace) -> None:
     getattr(cli_delta, options.action)(options)
 
 
+def _report(options: Namespace) -> None:
+    from paretune import cli_report
+
+    cli_report.run(options)
+
+
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "demo": _demo,
     "choose": _choose,
     "tune": _tune,
     "front": _front,
     "search": _search,
+    "report": _report,
     "methods": _methods,
     "delta": _delta,
 }

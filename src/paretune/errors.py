@@ -8,6 +8,10 @@ class PareError(ValueError):
     """Input that cannot be used: the message names the thing and the way out."""
 
 
+class BudgetError(PareError):
+    """The budget holds nothing of what is asked; a larger one is the way out."""
+
+
 class DivergedError(PareError):
     """Training left the finite numbers; a smaller learning rate is the way out."""
 

@@ -19,6 +19,13 @@ RECIPE: tuple[tuple[str, type, str], ...] = (
     ("checkpoints", int, "how many to write (10)"),
 )
 
+# Settings of some methods with a flag of their own: name, metavar, help.
+METHOD_FLAGS: tuple[tuple[str, str, str], ...] = (
+    ("horizon", "SHARE", "look during this share of a training, such as 10%% (at the pretrained weights)"),
+    ("probe-model", "MODEL", "look at this smaller model, train the one of --model"),
+    ("probe-depth", "SHARE", "look at a copy with this share of the blocks"),
+)
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with a near miss named, and without the wall of usage before it."""
@@ -83,6 +90,8 @@ def build_parser() -> Parser:
     _task(search)
     _search(search)
     _output(search)
+    report = add("report", "Write report.html and report.json into the folder of a run.")
+    report.add_argument("run", type=Path, help="the --out of a front, search or tune, finished or not")
     add("methods", "What there is to choose with, and its settings.")
     _delta(add("delta", "Inspect, verify, apply, merge and export deltas."))
     return parser
@@ -132,6 +141,8 @@ def _method(parser: Parser) -> None:
         "--exclude", nargs="+", default=[], help="patterns of tensors that may not be selected"
     )
     group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the method")
+    for name, metavar, text in METHOD_FLAGS:
+        group.add_argument(f"--{name}", metavar=metavar, help=f"{text}; adapeft")
     group.add_argument("--seed", type=int, default=0, help="for everything drawn (%(default)s)")
 
 

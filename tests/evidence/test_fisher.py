@@ -180,7 +180,8 @@ def test_a_class_that_was_not_drawn(setting: Any) -> None:
 def test_settings_that_make_no_sense(setting: Any) -> None:
     fails(setting, "no tensor bert.nothing", tensors=["bert.nothing"])
     fails(setting, "no tensor named", tensors=[])
-    fails(setting, "labels 'true', form 'squared'", samples=4, labels="true")
+    fails(setting, "labels 'true' is none of data", samples=4, labels="true")
+    fails(setting, "labels 'contrasts' is none of", samples=4, labels="contrasts")
     fails(setting, "labels 'data', form 'cubed'", samples=4, form="cubed")
     fails(setting, "batch_size=0", samples=4, batch_size=0)
     fails(setting, "indices of train go from 0 to 39", indices=[40])

@@ -6,6 +6,7 @@ import torch
 
 from paretune.anatomy import anatomy
 from paretune.errors import PareError
+from paretune.evidence import fisher
 from paretune.evidence.curvature import Average
 from paretune.methods import choose
 from paretune.methods.adapeft import refuse_unusable
@@ -75,6 +76,24 @@ def test_every_way_to_select(task, select, estimator):
 def test_forward_fit_and_the_gradient(task):
     found = plan(task, estimator="forward-fit", direction="gradient", items="block-kind", budget="40%")
     assert found.count
+
+
+@pytest.mark.parametrize(
+    "settings", [{"score": "slope"}, {"score": "slope", "direction": "gradient"}, {"score": "fisher"}]
+)
+def test_scores_without_a_curvature(task, settings):
+    found = plan(task, items="tensor", **settings)
+    gains = [row[4] for row in found.notes["table"]["rows"]]
+    assert found.count
+    assert sum(gain is not None for gain in gains) >= len(gains) - 4
+
+
+def test_fisher_is_the_mean_square_summed(task):
+    found = plan(task, items="tensor", score="fisher", samples=54)
+    scores = fisher(task.load_model(), task, samples=54).scores
+    for row in found.notes["table"]["rows"]:
+        if row[4] is not None:
+            assert row[4] == pytest.approx(float(scores[row[2]].double().sum()) / 54, rel=1e-4)
 
 
 def test_added_modules_compete(task):
@@ -162,6 +181,10 @@ def test_retargeting_interpolates_in_relative_depth(task):
         ("10%", {"row_blocks": 0}, "row_blocks 0"),
         ("10%", {"lr": 0.0}, "lr 0"),
         ("10%", {"select": "joint", "estimator": "forward-fit"}, "joint needs a curvature"),
+        ("10%", {"score": "hessian"}, "score 'hessian' is none of"),
+        ("10%", {"score": "slope", "estimator": "exact"}, "score=slope has no curvature"),
+        ("10%", {"score": "fisher", "added": "prefix"}, "add no prefix"),
+        ("10%", {"horizon": "10%"}, "horizon '10%' is not a number"),
         ("10%", {"samples": 2}, "samples=2"),
         ("10%", {"samples": 900}, "train has 54"),
         ("10%", {"added": "loar"}, "did you mean 'lora'"),

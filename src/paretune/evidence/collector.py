@@ -85,7 +85,8 @@ class Collector:
             losses: From the model and a batch to one loss for each example, (examples,), or several,
                 (several, examples), of which each is differentiated for itself.
             batch: The batch; tensors with the examples first.
-            positions: For each example, the number that consumers know it by.
+            positions: For each example, the number that consumers know it by, (examples,); or another for
+                each of several losses, (several, examples).
 
         Returns:
             The losses, detached.
@@ -93,20 +94,21 @@ class Collector:
         Raises:
             PareError: The model's forward is random.
         """
-        self._positions = torch.as_tensor(positions, dtype=torch.int64)
-        examples = len(self._positions)
+        known = torch.atleast_2d(torch.as_tensor(positions, dtype=torch.int64))
+        examples = known.shape[1]
         tape = self._prepared(losses, batch, examples)
         with torch.enable_grad():
             with tape.recording(examples):
                 values = losses(self.model, batch)
             passes = values.reshape(-1, examples)
+            known = known.expand(len(passes), examples)
             for number, row in enumerate(passes, start=1):
+                self._positions = known[number - 1]
                 tape.backward(row.sum(), again=number < len(passes))
         slow = self._findings.slow | tape.irregular
         if slow:
-            self._one_by_one(
-                losses, batch, {name: self._tensors[name] for name in self._tensors if name in slow}
-            )
+            tensors = {name: self._tensors[name] for name in self._tensors if name in slow}
+            self._one_by_one(losses, batch, tensors, known)
         return values.detach()
 
     def _prepared(self, losses: Losses, batch: Batch, examples: int) -> Tape:
@@ -143,14 +145,15 @@ class Collector:
                 for consumer in hungry:
                     consumer.block(gradients.name, block, self._positions)
 
-    def _one_by_one(self, losses: Losses, batch: Batch, tensors: dict[str, nn.Parameter]) -> None:
-        """Take the gradients of some tensors one example at a time."""
-        positions = self._positions
+    def _one_by_one(
+        self, losses: Losses, batch: Batch, tensors: dict[str, nn.Parameter], positions: Tensor
+    ) -> None:
+        """Take the gradients of some tensors one example at a time; positions (several, examples)."""
         with requiring_gradients(tensors.values()), torch.enable_grad():
-            for example in range(len(positions)):
-                self._positions = positions[example : example + 1]
+            for example in range(positions.shape[1]):
                 values = losses(self.model, first_examples(batch, example, example + 1)).flatten()
                 for number, value in enumerate(values if values.requires_grad else (), start=1):
+                    self._positions = positions[number - 1, example : example + 1]
                     gradients = torch.autograd.grad(
                         value, list(tensors.values()), allow_unused=True, retain_graph=number < len(values)
                     )
@@ -159,4 +162,3 @@ class Collector:
                             shape = matrix_shape(parameter.shape)
                             dense = Dense(gradient.reshape(1, *shape))
                             self._take(ExampleGradients(name, parameter.shape, [dense]))
-        self._positions = positions

@@ -5,6 +5,7 @@ order, with `b_k = G_k^T u_k` and `q_k = u_k^T H_kk u_k`. The best step is `b_k 
 `b_k^2 / (2 q_k)`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from paretune.evidence.exact import exact
 from paretune.evidence.forward_fit import forward_fit
 from paretune.evidence.group_dots import GroupDots
 from paretune.evidence.groups import Direction, Group
-from paretune.evidence.labels import Labels
+from paretune.evidence.labels import Labels, contrasts
 from paretune.evidence.passes import evidence_pass
 from paretune.task import Task
 from paretune.task.collate import IGNORED
@@ -30,6 +31,7 @@ __all__ = ["Average", "Curvature", "Estimator", "average", "beyond", "curvature"
 Estimator = Literal["sampled-fisher", "exact", "forward-fit"]
 USABLE, DEAD, FLAT, INFINITE, POOR = "usable", "no gradient", "curvature <= 0", "not finite", "poor fit"
 RISING = 1e-3
+MOST_CONTRASTS = 3  # backwards of one forward, 2.3 passes; above, two passes with a drawn label are cheaper
 LEAST_LEFT = 1e-6  # share of a curvature below which what others leave of it is rounding
 LEAST_FIT = 0.9  # share of what is left beyond the slope that a parabola must explain
 
@@ -168,8 +170,10 @@ def curvature(
     On the direction's own examples the slope is inflated by their noise. The model is probed in eval mode;
     weights, flags, gradients and random state are bit-equal afterwards, also after an error.
 
-    * "sampled-fisher": labels drawn from the model, `q_k = mean (<g_i, u_k>)^2`: the Gauss-Newton part of
-      the curvature, never negative, in one pass for all groups. The slope takes another pass.
+    * "sampled-fisher": labels from the model, `q_k = mean (<g_i, u_k>)^2`: the Gauss-Newton part of the
+      curvature, never negative, for all groups at once. With one output or up to four classes the mean over
+      labels is taken in full, and slope and curvature come from one forward and a backward for each class
+      but one; else a label is drawn, and the slope takes a pass of its own.
     * "exact": one double backward a group.
     * "forward-fit": a parabola through the losses at 5 points a group (GeN, arXiv 2407.02772): 4 K + 1
       forwards. Slope and curvature both come from the fit.
@@ -230,6 +234,9 @@ def _sampled_fisher(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slope (K,), curvature (K,) and matrix (K, K) from per-example inner products."""
+    several = contrasts(task)
+    if several is not None and several <= MOST_CONTRASTS:
+        return _all_labels(model, task, groups, direction, indices, batch_size, several)
 
     def dots(labels: Labels) -> np.ndarray:
         consumer = GroupDots(len(indices), groups, direction.vectors)
@@ -237,21 +244,50 @@ def _sampled_fisher(
         return consumer.values.numpy()
 
     slope = dots("data").mean(0)
-    # With one output the expectation over labels is one gradient: nothing need be drawn.
-    scores = dots("exact" if task.kind == "regression" else "sampled")
+    scores = dots("sampled")
     between = (scores * _scale(task, indices)[:, None]).T @ scores / len(indices)
+    return slope, np.diagonal(between).copy(), between
+
+
+def _all_labels(
+    model: nn.Module,
+    task: Task,
+    groups: Sequence[Group],
+    direction: Direction,
+    indices: Sequence[int] | np.ndarray,
+    batch_size: int,
+    several: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slope (K,), curvature (K,) and matrix (K, K), the mean over labels taken in full."""
+    count = len(indices)
+    consumer = GroupDots(several * count, groups, direction.vectors)
+    outputs = evidence_pass(
+        model, task, [consumer], indices, batch_size=batch_size, labels="contrasts"
+    ).numpy()
+    dots = consumer.values.numpy().reshape(several, count, len(groups))
+    labels = np.asarray(task.train["labels"])[np.asarray(indices)]
+    if task.kind == "regression":  # a squared error without a half
+        slope = np.einsum("ri,rik->k", 2 * (outputs - labels), dots) / count
+        scores = math.sqrt(2) * dots[0]
+    else:
+        outputs = np.concatenate([np.zeros((1, count)), outputs])
+        dots = np.concatenate([np.zeros((1, *dots.shape[1:])), dots])
+        shares = np.exp(outputs - outputs.max(0))
+        shares /= shares.sum(0)
+        errors = shares - (np.arange(len(shares))[:, None] == labels)
+        slope = np.einsum("ci,cik->k", errors, dots) / count
+        centred = dots - np.einsum("ci,cik->ik", shares, dots)
+        scores = (np.sqrt(shares)[..., None] * centred).reshape(-1, len(groups))
+    between = scores.T @ scores / count
     return slope, np.diagonal(between).copy(), between
 
 
 def _scale(task: Task, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """What makes the squared score of each example its Gauss-Newton curvature.
 
-    The squared error without a half has twice the curvature of a Gaussian's likelihood. A language model's
-    loss is a mean over T tokens: the labels drawn are independent, so the squared mean is 1/T of the mean
-    of squares.
+    A language model's loss is a mean over T tokens: the labels drawn are independent, so the squared mean is
+    1/T of the mean of squares.
     """
-    if task.kind == "regression":
-        return np.full(len(indices), 2.0)
     if not find_kind(task.kind).scores_tokens:
         return np.ones(len(indices))
     late = 1 if task.kind == "causal-lm" else 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 import datasets
 import numpy as np
@@ -76,6 +77,8 @@ def fisher(
             not exist; all gradients are zero; a loss or a gradient is not finite (the example is named); the
             model's forward or the data is random.
     """
+    if labels not in get_args(Labels):
+        raise PareError(f"labels {labels!r} is none of {', '.join(get_args(Labels))}")
     named = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     wanted = list(named if tensors is None else tensors)
     unknown = [name for name in wanted if name not in named]

@@ -13,21 +13,24 @@ from paretune.task import Task
 from paretune.task.collate import IGNORED
 from paretune.task.kinds import Kind, find_kind
 
-__all__ = ["Form", "Labels", "losses_for", "with_noise"]
+__all__ = ["Form", "Labels", "contrasts", "losses_for", "with_noise"]
 
 Labels = Literal["data", "exact", "sampled"]
 Form = Literal["squared", "absolute"]
+Contrasts = Literal["contrasts"]
 
 _NOISE = "evidence_noise"
 
 
-def losses_for(task: Task, labels: Labels, form: Form = "squared") -> Losses:
+def losses_for(task: Task, labels: Labels | Contrasts, form: Form = "squared") -> Losses:
     """The function whose per-example gradients make the evidence.
 
     * "data": the task's loss, labels from the data (empirical Fisher; what FISH publishes).
     * "exact": the true Fisher's expectation over labels in full. Classification: a loss for each class c,
       weighted so that its squared (absolute) gradient counts p(c|x) times. Regression under a Gaussian of
       variance one: the outputs themselves, since the expected square of `(f - y) df` is `df^2`.
+    * "contrasts": what the loss depends on (contrasts, examples): the logit of each class but the first less
+      the first's, or a regression's output. Not losses: data gradient and Gauss-Newton matrix come from them.
     * "sampled": the true Fisher with one label drawn from the model for each example (each target token).
 
     Args:
@@ -36,9 +39,9 @@ def losses_for(task: Task, labels: Labels, form: Form = "squared") -> Losses:
         form: What will be summed.
 
     Raises:
-        PareError: There is no such choice, or "exact" is asked for a language model.
+        PareError: There is no such choice, or "exact" or "contrasts" is asked for a language model.
     """
-    if labels not in ("data", "exact", "sampled") or form not in ("squared", "absolute"):
+    if labels not in ("data", "exact", "sampled", "contrasts") or form not in ("squared", "absolute"):
         raise PareError(
             f"labels {labels!r}, form {form!r}: there are data, exact and sampled; squared and absolute"
         )
@@ -46,9 +49,11 @@ def losses_for(task: Task, labels: Labels, form: Form = "squared") -> Losses:
         return task.example_losses
     kind = find_kind(task.kind)
     if kind.name == "regression":
-        return _Outputs(kind) if labels == "exact" else _SampledOutput(kind)
+        return _SampledOutput(kind) if labels == "sampled" else _Outputs(kind)
     if labels == "sampled":
         return _SampledClasses(kind)
+    if kind.name == "classification" and labels == "contrasts":
+        return _Contrasts(kind)
     if kind.name == "classification":
         return _EachClass(kind, 0.5 if form == "squared" else 1.0)
     raise PareError(
@@ -56,8 +61,15 @@ def losses_for(task: Task, labels: Labels, form: Form = "squared") -> Losses:
     )
 
 
+def contrasts(task: Task) -> int | None:
+    """How many numbers of an example its loss depends on; None for a language model, which has too many."""
+    if find_kind(task.kind).scores_tokens:
+        return None
+    return len(task.labels) - 1 if task.labels else 1
+
+
 def with_noise(
-    task: Task, labels: Labels, batch: Mapping[str, Any], indices: np.ndarray, seed: int
+    task: Task, labels: Labels | Contrasts, batch: Mapping[str, Any], indices: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """The batch with the random numbers for sampled labels: each example has its own, however batched.
 
@@ -106,6 +118,14 @@ class _EachClass(_FromLogits):
         """See `_FromLogits`."""
         log = logits.log_softmax(-1)
         return -(log * (log.detach() * self._power).exp()).T
+
+
+class _Contrasts(_FromLogits):
+    """Each class's logit less the first's (classes - 1, examples)."""
+
+    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """See `_FromLogits`."""
+        return (logits[:, 1:] - logits[:, :1]).T
 
 
 class _SampledClasses(_FromLogits):

@@ -14,7 +14,7 @@ from paretune.errors import PareError
 from paretune.evidence.collector import Collector
 from paretune.evidence.consumers import Consumer, ExampleNorms
 from paretune.evidence.draw import name_of
-from paretune.evidence.labels import Form, Labels, losses_for, with_noise
+from paretune.evidence.labels import Contrasts, Form, Labels, contrasts, losses_for, with_noise
 from paretune.progress import track
 from paretune.task import Task
 from paretune.task.kinds import find_kind
@@ -30,7 +30,7 @@ def evidence_pass(
     *,
     split: str | datasets.Dataset = "train",
     batch_size: int = 32,
-    labels: Labels = "data",
+    labels: Labels | Contrasts = "data",
     form: Form = "squared",
     seed: int = 0,
 ) -> Tensor:
@@ -42,7 +42,8 @@ def evidence_pass(
     Args:
         model: The model; it is in eval mode meanwhile and afterwards as it was.
         task: The task.
-        consumers: Who is fed; an example's position is its place in `indices`.
+        consumers: Who is fed; an example's position is its place in `indices` (its contrast r: r times the
+            number of examples later).
         indices: Which examples of the split, distinct.
         split: The task's split, or a data set of its own.
         batch_size: Most examples in a forward; a language model gets fewer where their logits would be too
@@ -52,7 +53,8 @@ def evidence_pass(
         seed: Seed of sampled labels.
 
     Returns:
-        The loss of each example (examples,), float64; for exact labels the sum of the weighted losses.
+        The loss of each example (examples,), float64; for exact labels the sum of the weighted losses; the
+        contrasts themselves (contrasts, examples).
 
     Raises:
         PareError: A loss or a gradient is not finite (the example is named), the model's forward or the data
@@ -73,7 +75,7 @@ def evidence_pass(
             raise PareError(text)
         for total in (losses, *(total for consumer in consumers for total in consumer.totals())):
             total.copy_(reduce(total.to(state.device), "sum"))
-    return losses
+    return losses if labels == "contrasts" else losses[0]
 
 
 class _Pass:
@@ -86,12 +88,13 @@ class _Pass:
         indices: np.ndarray,
         split: str | datasets.Dataset,
         batch_size: int,
-        labels: Labels,
+        labels: Labels | Contrasts,
         form: Form,
         seed: int,
     ) -> None:
         self._model, self._task, self._split, self._indices = model, task, split, indices
         self._labels, self._seed = labels, seed
+        self._rows = (contrasts(task) or 1) if labels == "contrasts" else 1
         self._losses = losses_for(task, labels, form)
         self._device = next(model.parameters()).device
         rows = task.rows(split)
@@ -107,16 +110,19 @@ class _Pass:
         self._batches = [order[start : start + size] for start in range(0, len(order), size)]
 
     def run(self, consumers: Sequence[Consumer], rank: int, ranks: int) -> Tensor:
-        """Feed one process's share of the batches; the losses of the others are zero."""
-        losses = torch.zeros(len(self._indices), dtype=torch.float64)
+        """Feed one process's share of the batches; the losses (rows, examples) of the others are zero."""
+        losses = torch.zeros(self._rows, len(self._indices), dtype=torch.float64)
+        later = len(self._indices) * torch.arange(self._rows)[:, None]
         share = self._batches[rank::ranks]
         if rank == 0:
             self._refuse_random_data()
         with Collector(self._model, consumers) as collector:
             for positions in track(share, "evidence"):
-                found = collector.run(self._losses, self._batch(positions), positions.tolist())
-                losses[positions] = found.reshape(-1, len(positions)).double().sum(0).cpu()
-                self._refuse_infinite(losses, positions)
+                places = later + torch.as_tensor(positions)
+                found = collector.run(self._losses, self._batch(positions), places)
+                found = found.reshape(self._rows, -1, len(positions)).double().sum(1).cpu()
+                losses[:, positions] = found
+                self._refuse_infinite(losses.sum(0), positions)
         if not all(_finite(total) for consumer in consumers for total in consumer.totals()):
             self._name_example(share, consumers)
         return losses

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from paretune.errors import PareError
+from paretune.errors import BudgetError
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def whole_sizes(parts: Sequence[Part], shares: Mapping[int, Fraction], budget: i
         is less than one more of any size that is not at its end.
 
     Raises:
-        PareError: Size 1 of everything is above the budget; the message says what it takes.
+        BudgetError: Size 1 of everything is above the budget; the message says what it takes.
     """
     sizes = [1] * len(parts)
     least = spent(parts, sizes)
     if least > budget:
         blocks = len({part.block for part in parts})
-        raise PareError(
+        raise BudgetError(
             f"one whole size of every strategy in {blocks} tuned blocks takes {least:,} weights, the budget "
             f"is {budget:,}; raise the budget to that, or tune fewer groups or with fewer strategies"
         )

@@ -5,12 +5,12 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from paretune.errors import PareError
+from paretune.errors import BudgetError, PareError
 from paretune.evidence.curvature import Average, Estimator
 from paretune.evidence.groups import Rule
 from paretune.methods.base import Choice, Question
 from paretune.methods.items import Item, Level, added_items, native_items, rivals
-from paretune.methods.probe import Looking, look
+from paretune.methods.probe import Looking, Score, look
 from paretune.methods.subset import Problem, Subset, joint, knapsack, prefix
 from paretune.methods.transfer import Small, probe_task, retarget, shallow
 from paretune.plan import Selection
@@ -33,6 +33,8 @@ class AdaPeft:
         size: Their rank, width and length.
         select: ``prefix`` (sorted by influence per parameter, the paper's), ``knapsack`` (the best subset) or
             ``joint`` (greedy, with the curvature between items).
+        score: ``gain``; or, to compare, ``slope`` (along the direction, without a curvature) or ``fisher``
+            (the squared gradients of an item's weights).
         estimator: Of the curvature: ``sampled-fisher``, ``exact`` or ``forward-fit`` (the paper's).
         direction: ``adamw``'s preconditioned step, or the ``gradient``.
         beyond_head: Leave out of every gain what the head, which is trained anyway, can do by itself (the
@@ -62,6 +64,7 @@ class AdaPeft:
     added: str = ""
     size: int = 8
     select: Select = "knapsack"
+    score: Score = "gain"
     estimator: Estimator = "sampled-fisher"
     direction: Rule = "adamw"
     beyond_head: bool = True
@@ -76,7 +79,13 @@ class AdaPeft:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        choices = {"items": Level, "select": Select, "estimator": Estimator, "direction": Rule}
+        choices = {
+            "items": Level,
+            "select": Select,
+            "score": Score,
+            "estimator": Estimator,
+            "direction": Rule,
+        }
         for setting, known in choices.items():
             if getattr(self, setting) not in get_args(known):
                 raise PareError(
@@ -86,6 +95,10 @@ class AdaPeft:
             value = getattr(self, setting)
             if value is not None and value < 1:
                 raise PareError(f"adapeft: {setting} {value} is below 1")
+        for setting in ("horizon", "probe_depth", "lr"):
+            value = getattr(self, setting)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise PareError(f"adapeft: {setting} {value!r} is not a number such as 0.1")
         if not 0 <= self.horizon <= 1 or not 0 < self.probe_depth <= 1:
             raise PareError(
                 f"adapeft: horizon {self.horizon} must be a share from 0 to 1, probe_depth "
@@ -97,6 +110,13 @@ class AdaPeft:
             raise PareError(
                 "adapeft: joint needs a curvature between the model's own items that is never negative: "
                 "estimator=sampled-fisher, without probe_depth and probe_model; or take select=knapsack"
+            )
+        if self.score != "gain" and (
+            self.select == "joint" or self.estimator != "sampled-fisher" or "prefix" in self.added
+        ):
+            raise PareError(
+                f"adapeft: score={self.score} has no curvature: leave estimator out, take select=knapsack or "
+                "prefix, and add no prefix modules, whose attaching costs are losses"
             )
 
     @property
@@ -114,7 +134,7 @@ class AdaPeft:
         items = self._items(question)
         smallest = min(items, key=lambda item: item.count)
         if smallest.count > k:
-            raise PareError(
+            raise BudgetError(
                 f"adapeft: the smallest item, {smallest.name}, has {smallest.count:,} weights, the budget is "
                 f"{k:,}; raise the budget, or cut finer with items=rows and more row_blocks"
             )
@@ -123,7 +143,7 @@ class AdaPeft:
         problem = self._problem(items, seen.gain, k)
         found = self._select(problem, seen)
         if not found.chosen:
-            raise PareError(_nothing_fits(problem, items, self.select))
+            raise BudgetError(_nothing_fits(problem, items, self.select))
         return _choice(items, seen, problem, found, self.select)
 
     def _items(self, question: Question) -> list[Item]:
@@ -148,6 +168,7 @@ class AdaPeft:
             raise PareError(f"adapeft: a horizon of {self.horizon} is no step of training; take a longer one")
         looking = Looking(
             samples=self.samples or min(DEFAULT_SAMPLES, len(task.train)),
+            score=self.score,
             estimator=self.estimator,
             direction=self.direction,
             matrix=self.select == "joint",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from paretune.errors import PareError
+from paretune.errors import BudgetError
 from paretune.methods.accountant import spent
 from paretune.methods.base import Choice, Question
 from paretune.methods.design import Design
@@ -213,7 +213,7 @@ def choose_design(question: Question, design: Design, prices: Prices | None = No
 
 def _refuse_above(budget: int | None, count: int) -> None:
     if budget is not None and count > budget:
-        raise PareError(
+        raise BudgetError(
             f"the biases of the tuned blocks are {count:,} weights, the budget is {budget:,}; raise the "
             "budget to that, or tune fewer groups"
         )

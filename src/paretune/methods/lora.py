@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from torch import nn
 
-from paretune.errors import PareError
+from paretune.errors import BudgetError, PareError
 from paretune.methods.base import Choice, Question
 from paretune.plan import Addition
 from paretune.strategies import STRATEGIES
@@ -54,7 +54,8 @@ class Lora:
         """Solve targets and ranks; what is left over of the budget raises the rank of some layers by one.
 
         Raises:
-            PareError: No linear layer to target, or a rank of 1 does not fit the budget.
+            PareError: No linear layer to target.
+            BudgetError: A rank of 1 does not fit the budget.
         """
         tried = ("all", "attention", "peft") if self.targets == "auto" else (self.targets,)
         smallest = 0
@@ -67,7 +68,7 @@ class Lora:
             smallest = sum(costs)
         if not smallest:
             raise PareError(f"lora: this model has no linear layer for targets {self.targets!r}")
-        raise PareError(
+        raise BudgetError(
             f"lora: rank 1 on targets {tried[-1]!r} needs {smallest:,} weights, the budget is "
             f"{question.budget:,}; raise the budget or use a method that selects single weights"
         )
@@ -75,7 +76,7 @@ class Lora:
     def _ranks(self, costs: Sequence[int], question: Question) -> list[int]:
         if self.rank is not None:
             if question.budget is not None and self.rank * sum(costs) > question.budget:
-                raise PareError(
+                raise BudgetError(
                     f"lora: rank {self.rank} needs {self.rank * sum(costs):,} weights, the budget is "
                     f"{question.budget:,}; leave rank out to have it solved"
                 )

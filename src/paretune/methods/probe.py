@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,16 @@ from paretune.evidence.curvature import (
 from paretune.evidence.groups import Group, Piece, Rule, find_direction
 from paretune.evidence.horizon import during_training
 from paretune.evidence.state import undisturbed
+from paretune.evidence.uncurved import slopes, squares
 from paretune.methods.items import Item
 from paretune.progress import track
 from paretune.strategies import attach_additions
 from paretune.task import Task
 from paretune.task.split import draw
 
-__all__ = ["Looking", "halves", "look"]
+__all__ = ["Looking", "Score", "halves", "look"]
+
+Score = Literal["gain", "slope", "fisher"]
 
 FEWEST = 4  # examples: two for the direction and two that it was not taken from
 
@@ -39,6 +42,7 @@ class Looking:
 
     Attributes:
         samples: Training examples a probe: half for the direction, half for slope and curvature.
+        score: "gain"; "slope" along the direction, without a curvature; "fisher", squared gradients.
         estimator: See `curvature`.
         direction: See `find_direction`.
         matrix: Whether the matrix between items is wanted.
@@ -52,6 +56,7 @@ class Looking:
     """
 
     samples: int
+    score: Score
     estimator: Estimator
     direction: Rule
     matrix: bool
@@ -112,7 +117,7 @@ def halves(task: Task, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 def _phase(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking) -> Average:
     """The probes of items that are attached together."""
-    beyond_head = looking.beyond_head and looking.estimator == "sampled-fisher"
+    beyond_head = looking.beyond_head and (looking.score, looking.estimator) == ("gain", "sampled-fisher")
     with _attached(model, items) as groups:
         named = dict(model.named_parameters())
         head = [name for name in getattr(model, "paretune_head", ()) if name in named]
@@ -122,6 +127,9 @@ def _phase(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking
         def probe(number: int, optimiser: torch.optim.Optimizer | None = None) -> Curvature:
             seed = looking.seed + 1000 * number
             first, second = halves(task, looking.samples, seed)
+            if looking.score == "fisher":
+                drawn = np.concatenate([first, second])
+                return squares(model, task, groups, drawn, batch_size=looking.batch_size)
             direction = find_direction(
                 model,
                 task,
@@ -132,6 +140,8 @@ def _phase(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking
                 batch_size=looking.batch_size,
                 seed=seed,
             )
+            if looking.score == "slope":
+                return slopes(model, task, groups, direction, second, batch_size=looking.batch_size)
             found = curvature(
                 model,
                 task,

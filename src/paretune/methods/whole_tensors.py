@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paretune.anatomy import Tensor
-from paretune.errors import PareError
+from paretune.errors import BudgetError, PareError
 from paretune.methods.base import Choice, Question, whole
 
 
@@ -83,7 +83,7 @@ def _all_of(question: Question, name: str, wanted: Callable[[Tensor], bool]) -> 
     if not count:
         raise PareError(f"this model has nothing for '{name}' to train; use another method")
     if question.budget is not None and count > question.budget:
-        raise PareError(
+        raise BudgetError(
             f"'{name}' trains {count:,} weights here, above the budget of {question.budget:,}; raise the "
             "budget or use a method that fits itself into one"
         )
