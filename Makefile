@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt_einsum
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo test test-slow browser check bench clean
 
 help:
 	@echo "make demo       choose, train, ship and compare on built-in data (minutes on two cores)"
@@ -30,11 +30,19 @@ demo: $(VENV)/demo.done
 # The models of the tests are tiny: one thread is the fastest, and sums come out in one order.
 test test-slow: export OMP_NUM_THREADS := 1
 
-test: $(VENV)/dev.done
+test: $(VENV)/dev.done browser
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m slow
+
+# The page is tested in a real browser. A bare machine on which we are root, as in a container, gets one;
+# elsewhere it is not ours to install, and the browser's tests are skipped and say so.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	echo "no chromium here and none installed: the browser's tests will be skipped"
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check
@@ -54,10 +62,10 @@ $(VENV)/demo.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'paretune needs Python 3.11 or newer: make PYTHON=...')"
 	@echo "Setting up $(VENV): PyTorch and transformers take a few minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,report]'
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/demo.done
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,search,dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,report,search,dev]'
 	@$(BIN)/python -m pip install -qq -c constraints.txt --no-deps $(ORACLE)
 	@touch $@

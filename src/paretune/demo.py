@@ -1,4 +1,4 @@
-"""The whole story on built-in data: four methods at one budget, a table, a map, and a proof.
+"""The whole story on built-in data: methods side by side at one budget, a table, maps, and a proof.
 
 Every method is tuned by the real command line in a process of its own, so that its peak memory is its own
 and what is shown is what one would type. Called again, finished runs are read back and an interrupted one
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from paretune.anatomy import base_digest
 from paretune.delta import Delta
 from paretune.errors import PareError
 from paretune.plan import Plan
-from paretune.plan_table import readable_bytes
+from paretune.plan_table import front_table, readable_bytes
 from paretune.task import Task
 from paretune.task.demo import model_folder, write_data
 
@@ -33,8 +34,11 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("lora", "5e-3"),
     ("random", "5e-3"),
     ("fish", "5e-3"),
+    ("ird", "5e-3"),
+    ("adapeft", "3e-3"),
+    ("s4", "5e-3"),
 )
-MAPPED = "fish"  # whose plan is shown
+MAPPED = ("fish", "adapeft", "s4")  # whose plans are shown
 SHOWN = 66  # most characters of an example
 LOSS_TOLERANCE = 1e-4  # relative: libraries may add up in another order when memory lies differently
 OTHER_SEED = 1  # the fresh base's head starts elsewhere, so the delta must bring the trained one
@@ -57,9 +61,8 @@ def run(out: Path) -> None:
     print(f"  MODEL={shlex.quote(str(model))}")
     results = [_tune(method, rate, model, files, out / method) for method, rate in RUNS]
     print(f"\n{table(results)}")
-    if any(method == MAPPED for method, _ in RUNS):
-        chosen = str(Plan.load(out / MAPPED / "plan")).partition("\n")[2]  # less the model's path
-        print(f"\nWhat {MAPPED} chose\n\n{chosen}")
+    for method in MAPPED:
+        print(f"\nWhat {method} chose\n\n{_shown(Plan.load(out / method / 'plan'))}")
     print("\nEach delta on a fresh copy of the untouched model\n")
     task = Task.from_files(*files, model=model)
     for result in results:
@@ -83,6 +86,13 @@ def _show_task(train: Path, validation: Path) -> None:
     print(f"\nAlways giving the same answer would score {max(counts.values()) / len(held):.3f}.")
 
 
+def _shown(plan: Plan) -> str:
+    """Costs, map and predicted front; not the model's path, the settings and the list of items."""
+    without = replace(plan, settings={}, notes={})
+    lines = str(without).splitlines()[1:]
+    return "\n".join([*lines, "", *front_table(plan)] if "front" in plan.notes else lines)
+
+
 def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Path) -> dict[str, Any]:
     """Show a command, run it in a process of its own, and read its result."""
     lines = (
@@ -93,7 +103,7 @@ def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Pa
     shown = " \\\n    ".join(["paretune tune --model $MODEL", *map(shlex.join, lines)])
     print(f"\n$ {shown}", flush=True)
     said = call(["tune", "--model", str(model), *itertools.chain(*lines)])
-    print("\n".join(said.splitlines()[-2:]), flush=True)
+    print("\n".join(said.splitlines()[-3:]), flush=True)
     return json.loads((out / "result.json").read_text())
 
 

@@ -1,0 +1,73 @@
+"""Chromium for tests: offline, a fresh profile each time, and every complaint and request kept."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DRAWN = 60_000  # milliseconds to wait: a busy machine is slow
+
+
+def chromium() -> str:
+    """The installed browser's program; without one, the test is skipped and says so."""
+    found = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no chromium on this machine: `apt-get install chromium` as root, or `make browser`")
+    return found
+
+
+@dataclass
+class Open:
+    """An open page, with what it said and asked for."""
+
+    page: Any
+    said: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def open(self, file: Path) -> None:
+        """Open a file and wait until every chart is drawn."""
+        self.page.goto(file.resolve().as_uri())
+        self.page.wait_for_function("document.documentElement.dataset.drawn", timeout=DRAWN)
+
+
+@contextmanager
+def browser(size: dict[str, int] | None = None, scheme: str = "light") -> Iterator[Open]:
+    """A page in a fresh chromium that is cut off from the network."""
+    from playwright.sync_api import sync_playwright
+
+    program = chromium()
+    with tempfile.TemporaryDirectory(prefix="chromium-") as profile, sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            profile,
+            executable_path=program,
+            headless=True,
+            args=FLAGS,
+            offline=True,
+            viewport=size or DESKTOP,
+            color_scheme=scheme,
+        )
+        try:
+            page = context.new_page()
+            opened = Open(page)
+            page.on("console", lambda message: opened.said.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error: opened.said.append(f"error: {error}"))
+            page.on("request", lambda request: opened.requests.append(request.url))
+            yield opened
+        finally:
+            context.close()
