@@ -9,6 +9,7 @@ from paretune.cli import BAD_INPUT, main
 from paretune.delta import Delta
 from paretune.errors import PareError
 from paretune.methods import METHODS
+from paretune.plan import Plan
 from paretune.task import Task
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
@@ -76,10 +77,29 @@ def test_a_table_of_large_figures_fits(story):
     assert max(map(len, demo.table([result, result]).splitlines())) <= 80
 
 
-def test_the_map_and_a_proof_for_each_are_shown(story):
+def test_maps_are_shown(story):
     _, printed, _ = story
-    assert "What fish chose" in printed
-    assert "block" in printed
+    maps = printed[printed.index("What fish chose") : printed.index("Each delta on")]
+    assert [line.split()[1] for line in maps.splitlines() if line.startswith("What ")] == list(demo.MAPPED)
+    assert maps.count("\nblock ") == len(demo.MAPPED)
+    assert all(len(line) <= 80 for line in maps.splitlines())
+
+
+def test_the_predicted_front_is_shown(story):
+    root, printed, _ = story
+    plan = Plan.load(root / "out" / "adapeft" / "plan")
+    rows = printed[printed.index("Predicted front") :].split("\n\n")[0].splitlines()
+    assert rows[0].endswith(f": {plan.notes['gain']:.3g}")
+    assert rows[1].split() == ["weights", "share", "gain", "items"]
+    sizes = [int(row.split()[0].replace(",", "")) for row in rows[2:]]
+    assert sizes == sorted(set(sizes))
+    known = {weights: f"{gain:.3g}" for weights, gain, _ in plan.notes["front"]}
+    assert sizes[-1] == max(known)
+    assert all(known[size] == row.split()[2] for size, row in zip(sizes, rows[2:], strict=True))
+
+
+def test_each_method_is_proved(story):
+    _, printed, _ = story
     assert printed.count("taken off, every bit is back") == len(demo.RUNS)
 
 
@@ -124,7 +144,9 @@ def test_a_delta_that_was_changed_gives_another_score(story, tmp_path):
 
 
 def test_every_method_of_the_story_is_there():
-    assert {method for method, _ in demo.RUNS} <= set(METHODS)
+    methods = [method for method, _ in demo.RUNS]
+    assert set(methods) <= set(METHODS)
+    assert set(demo.MAPPED) <= set(methods)
 
 
 def test_a_command_that_fails_stops_the_story(capfd):

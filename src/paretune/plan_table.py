@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ OPTIMISER_BYTES = 12  # fp32 gradient and AdamW's two moments, for each trained 
 SHADES = " ░▒▓█"
 WIDTH = 80  # columns
 LISTED = 20  # rows of a method's own table
+STEPS = 9  # sizes at which a predicted front is shown
 
 
 def plan_table(plan: Plan) -> str:
@@ -33,6 +35,8 @@ def plan_table(plan: Plan) -> str:
         lines += ["", *_map(counts)]
     if "table" in plan.notes:
         lines += ["", *_listing(**plan.notes["table"])]
+    if "front" in plan.notes:
+        lines += ["", *front_table(plan)]
     return "\n".join(lines)
 
 
@@ -51,6 +55,23 @@ def _listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) 
             cells.append(f"{text:<{width}}" if is_text else f"{text:>{width}}")
         lines.append("  ".join(cells).rstrip())
     return [*lines, f"and {len(rows) - LISTED} more"] if len(rows) > LISTED else lines
+
+
+def front_table(plan: Plan) -> list[str]:
+    """The predicted front of a plan that has one: what the best choice of each size would gain."""
+    front = [step for step in plan.notes["front"] if step[0] > 0]
+    if not front:
+        return []
+    low, high = front[0][0], front[-1][0]
+    aims = [round(low * (high / low) ** (place / (STEPS - 1))) for place in range(STEPS)]
+    shown = {max(bisect_right(front, aim, key=lambda step: step[0]) - 1, 0) for aim in aims}
+    rows = [
+        [f"{weights:,}", f"{weights / plan.weights:.3%}" if plan.weights else "-", gain, items]
+        for weights, gain, items in (front[place] for place in sorted(shown))
+    ]
+    taken = f"{plan.notes['gain']:.3g}" if "gain" in plan.notes else "-"
+    title = f"Predicted front; predicted for this plan: {taken}"
+    return _listing(title, ["weights", "share", "gain", "items"], rows)
 
 
 def _cell(value: Any) -> str:
