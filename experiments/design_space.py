@@ -3,7 +3,8 @@
 ``python -m experiments.design_space`` searches on mrpc and cola (held-out train decides), spends as many
 trainings on tuning the single strategies, tunes every learning rate, then scores on validation, also on sst2
 and stsb that the search never saw. It can be killed and goes on. It writes ``design_space.jsonl`` (a line a
-training), ``design_space_TASK.json`` (the stages) and ``design_space.md``; its last line is JSON.
+training), ``design_space_TASK.json`` (the stages) and, after every part, ``design_space.md``; its last
+line is JSON.
 """
 
 import argparse
@@ -24,6 +25,11 @@ from paretune.search.staged import Progress
 from paretune.strategies import STRATEGIES
 from paretune.tuning import Recipe
 
+PUBLISHED = (
+    "| T5 (the paper) | spindle | uniform | all "
+    "| adapter+lora / adapter+prefix / adapter+prefix+bias / prefix+bias+lora | |"
+)
+FIRST_SEED = 100  # of the scores
 ROOT = Path(__file__).parents[1]
 METRIC_NAMES = {"mrpc": "F1", "cola": "Matthews", "stsb": "Spearman", "sst2": "accuracy"}
 # What is tuned of each single strategy beside its learning rate; sizes follow from the budget.
@@ -40,10 +46,24 @@ def main() -> None:
     """Run what is missing and write the page."""
     options = _options()
     path = options.out / "design_space.jsonl"
-    found = {task: _search(task, options) for task in options.search_tasks}
-    spent = sum(result["equivalents"] for result in found.values())
-    singles = _tune_singles(options, path, spent)
+    if not options.page_only:
+        _run(options, path)
+    found, rows, tasks = _write(options)
+    means = {
+        f"{task} {label}": statistics.mean(r["score"] for r in _of(rows, task, label))
+        for task, label in product(tasks, dict.fromkeys(row["label"] for row in rows))
+        if _of(rows, task, label)
+    }
+    print(json.dumps({"means": means, "search_equivalents": _spent(found)}))
 
+
+def _run(options: argparse.Namespace, path: Path) -> None:
+    """Search, tune, score; the page after each part, and after each seed of the scores."""
+    for task in options.search_tasks:
+        _search(task, options)
+        _write(options)
+    found = _found(options)
+    singles = _tune_singles(options, path, _spent(found))
     variants: list[Variant] = [
         *(
             (f"found on {task}", "design", options.budget, _as_settings(r["design"]))
@@ -54,30 +74,58 @@ def main() -> None:
         ("full", "full", None, {}),
     ]
     tasks = list(dict.fromkeys([*options.search_tasks, *options.tasks]))
+    half = max(2, options.steps // 2)
     rates = [
-        Job(
-            task, method, lr, budget, settings, steps=max(2, options.steps // 2), split="heldout", label=label
-        )
-        for task in tasks
+        Job(task, method, lr, budget, settings, steps=half, split="heldout", label=label)
         for label, method, budget, settings in variants
+        for task in tasks
         for lr in METHODS[method].learning_rates
     ]
     best = best_rates(run(rates, path))
-    final = [
-        Job(task, method, best[task, label], budget, settings, seed=seed, steps=options.steps, label=label)
-        # Seeds that no search and no rate has seen.
-        for seed in range(100, 100 + options.seeds)
-        for task in tasks
-        for label, method, budget, settings in variants
-    ]
-    rows = run(final, path)
-    write_atomic(options.out / "design_space.md", _page(options, found, spent, rows, tasks))
-    means = {
-        f"{task} {label}": statistics.mean(r["score"] for r in _of(rows, task, label))
-        for task, (label, *_) in product(tasks, variants)
-        if _of(rows, task, label)
-    }
-    print(json.dumps({"means": means, "seeds": options.seeds, "search_equivalents": spent}))
+    # Seeds that no search and no rate has seen; all methods and tasks of one before the next.
+    for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
+        run(
+            [
+                Job(
+                    task,
+                    method,
+                    best[task, label],
+                    budget,
+                    settings,
+                    seed=seed,
+                    steps=options.steps,
+                    label=label,
+                )
+                for label, method, budget, settings in variants
+                for task in tasks
+                if (task, label) in best
+            ],
+            path,
+        )
+        _write(options)
+
+
+def _found(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The finished searches by task."""
+    files = {task: options.out / f"design_space_{task}.json" for task in options.search_tasks}
+    return {task: json.loads(file.read_text()) for task, file in files.items() if file.exists()}
+
+
+def _spent(found: dict[str, dict[str, Any]]) -> float:
+    """Whole trainings that the searches were worth."""
+    return sum(result["equivalents"] for result in found.values())
+
+
+def _write(
+    options: argparse.Namespace,
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """The page from whatever is there; the searches, the scored runs, their tasks."""
+    found = _found(options)
+    lines = read(options.out / "design_space.jsonl")
+    rows = [row for row in lines if row["split"] == "validation" and row["seed"] >= FIRST_SEED]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    write_atomic(options.out / "design_space.md", _page(options, found, _spent(found), rows, tasks))
+    return found, rows, tasks
 
 
 def _options() -> argparse.Namespace:
@@ -93,6 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "design_space", help="study files")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--page-only", action="store_true", help="run nothing; write the page")
     return parser.parse_args()
 
 
@@ -182,6 +231,16 @@ def _page(
     for task, result in found.items():
         cells = f"{result['trials']} | {result['equivalents']:.0f} | {result['seconds'] / 60:.0f}"
         lines.append(f"| {task} | {cells} | {result['designs_in_space']:,} |")
+    lines += ["", "| searched on | grouping | allocation | tuned | strategies by group | ties in |"]
+    lines += ["|---|---|---|---|---|---|", PUBLISHED]
+    for task, result in found.items():
+        design = result["design"]
+        groups = " / ".join("+".join(names) or "-" for names in design["strategies"])
+        whole = len(design["tuned"]) == len(design["strategies"])
+        tuned_groups = "all" if whole else ", ".join(map(str, design["tuned"]))
+        ties = ", ".join(result["ties"]) or "none"
+        cells = f"{design['grouping']} | {design['allocation']} | {tuned_groups} | {groups} | {ties}"
+        lines.append(f"| {task} | {cells} |")
     lines += [
         "",
         f"Tuning: {spent:.0f} whole trainings for the searches, {tuned} for the single strategies.",
@@ -207,7 +266,9 @@ def _scores(rows: list[dict[str, Any]], tasks: list[str]) -> list[str]:
             scores = [100 * row["score"] for row in of]
             trained = max([trained, *(row["trained"] for row in of)])
             spread = f" ({min(scores):.1f} to {max(scores):.1f})" if scores else ""
-            cells.append(f"{statistics.mean(scores):.1f}{spread}" if scores else "diverged")
+            ran = any((row["task"], row["label"]) == (task, label) for row in rows)
+            none = "failed" if ran else "-"
+            cells.append(f"{statistics.mean(scores):.1f}{spread}, {len(scores)} seeds" if scores else none)
         lines.append(f"| {label} | {trained:,} | " + " | ".join(cells) + " |")
     return lines
 
