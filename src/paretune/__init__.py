@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from paretune.budget import Budget
     from paretune.delta import Delta
     from paretune.errors import PareError
-    from paretune.methods import METHODS, choose
+    from paretune.methods import METHODS, choose, rechoose
     from paretune.plan import Addition, Plan, Selection
     from paretune.search.tune import tune
     from paretune.task import Task
-    from paretune.tuning import Recipe, attach, detach, train
+    from paretune.tuning import Recipe, Reselection, attach, detach, train
 
 # Loaded on first use, so that `import paretune` costs nothing.
 _HOMES = {
@@ -28,12 +28,14 @@ _HOMES = {
     "PareError": "paretune.errors",
     "Plan": "paretune.plan",
     "Recipe": "paretune.tuning",
+    "Reselection": "paretune.tuning",
     "Selection": "paretune.plan",
     "Task": "paretune.task",
     "anatomy": "paretune.anatomy",
     "attach": "paretune.tuning",
     "choose": "paretune.methods",
     "detach": "paretune.tuning",
+    "rechoose": "paretune.methods",
     "train": "paretune.tuning",
     "tune": "paretune.search.tune",
 }
@@ -47,12 +49,14 @@ __all__ = [
     "PareError",
     "Plan",
     "Recipe",
+    "Reselection",
     "Selection",
     "Task",
     "anatomy",
     "attach",
     "choose",
     "detach",
+    "rechoose",
     "train",
     "tune",
 ]

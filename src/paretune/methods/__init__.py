@@ -2,6 +2,7 @@
 
 from paretune.methods.base import Choice, Method, Question
 from paretune.methods.choose import choose, make_method
+from paretune.methods.rechoose import rechoose
 from paretune.methods.registry import METHODS
 
-__all__ = ["METHODS", "Choice", "Method", "Question", "choose", "make_method"]
+__all__ = ["METHODS", "Choice", "Method", "Question", "choose", "make_method", "rechoose"]

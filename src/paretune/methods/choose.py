@@ -2,7 +2,6 @@
 
 import fnmatch
 import importlib.metadata
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -12,15 +11,13 @@ from torch import nn
 
 from paretune.anatomy import Anatomy, Tensor, anatomy, base_digest
 from paretune.budget import Budget, HeadRule
-from paretune.delta import delta_bytes
-from paretune.delta.estimate import DESCRIPTION
-from paretune.errors import PareError, near
+from paretune.delta.estimate import largest_within
+from paretune.errors import BudgetError, PareError, near
 from paretune.methods.base import Choice, Method, Question, whole
 from paretune.methods.registry import METHODS
 from paretune.plan import Base, Plan
 from paretune.task import Task
 
-FITS = 6  # tries to come below a budget in bytes
 _RECORDED = ("paretune", "torch", "transformers", "peft")
 
 
@@ -115,18 +112,19 @@ def _within_bytes(request: _Request, dtype: torch.dtype | None) -> Plan:
         PareError: Not even the head fits, or nothing beside it.
     """
     assert request.asked is not None
-    limit = int(request.asked.value)
+    parts = request.parts
     width = (dtype or getattr(torch, request.base.dtype)).itemsize
-    k = (limit - DESCRIPTION - width * request.parts.head_weights) // (width + 1)
-    for _ in range(FITS):
-        if k < 1:
-            break
-        plan = _plan(request, min(k, request.parts.weights))
-        size = delta_bytes(plan, dtype)
-        if size <= limit:
-            return plan
-        k = math.floor(k - (size - limit) / width) - 1
-    raise PareError(
+    found = largest_within(
+        int(request.asked.value),
+        width,
+        parts.head_weights,
+        parts.weights,
+        lambda k: _plan(request, k),
+        dtype,
+    )
+    if found is not None:
+        return found
+    raise BudgetError(
         f"a delta of {request.asked} has no room for '{request.method.name}' beside the head's "
         f"{request.parts.head_weights:,} weights; ask for more, or ship bf16 values"
     )
@@ -134,7 +132,7 @@ def _within_bytes(request: _Request, dtype: torch.dtype | None) -> Plan:
 
 def _plan(request: _Request, k: int | None) -> Plan:
     method, parts, head = request.method, request.parts, request.head
-    candidates = _candidates(parts, request.exclude)
+    candidates = candidates_of(parts, request.exclude)
     choice = method.choose(Question(request.model, request.task, parts, candidates, k, request.seed))
     settings = asdict(method)  # type: ignore[call-overload]
     plan = Plan(
@@ -150,8 +148,9 @@ def _plan(request: _Request, k: int | None) -> Plan:
         seed=request.seed,
         data=request.task.fingerprint,
         weights=parts.weights,
-        places=_places(parts, choice),
+        places=places_of(parts, choice),
         notes=choice.notes,
+        start=choice.start,
         versions={name: importlib.metadata.version(name) for name in _RECORDED},
     )
     return replace(plan, others=tuple(_other(plan, parts, other) for other in choice.others))
@@ -163,14 +162,19 @@ def _other(plan: Plan, parts: Anatomy, choice: Choice) -> Plan:
         plan,
         selections=choice.selections,
         additions=choice.additions,
-        places=_places(parts, choice),
+        places=places_of(parts, choice),
         notes=choice.notes,
         asked=None,
         budget=None,
     )
 
 
-def _candidates(parts: Anatomy, exclude: Sequence[str]) -> tuple[Tensor, ...]:
+def candidates_of(parts: Anatomy, exclude: Sequence[str]) -> tuple[Tensor, ...]:
+    """The pretrained tensors that may be selected.
+
+    Raises:
+        PareError: A pattern matches none.
+    """
     for pattern in exclude:
         if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in parts.body):
             raise PareError(
@@ -179,7 +183,7 @@ def _candidates(parts: Anatomy, exclude: Sequence[str]) -> tuple[Tensor, ...]:
     return tuple(t for t in parts.body if not any(fnmatch.fnmatch(t.name, pattern) for pattern in exclude))
 
 
-def _places(parts: Anatomy, choice: Choice) -> dict[str, list[Any]]:
+def places_of(parts: Anatomy, choice: Choice) -> dict[str, list[Any]]:
     """Block number and kind of everything chosen, for the map."""
     places: dict[str, list[Any]] = {}
     for selection in choice.selections:

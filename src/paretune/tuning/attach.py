@@ -1,7 +1,10 @@
 """Attach a plan to a model: the same ``nn.Module`` comes back, now tunable."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,7 @@ from paretune.delta import Delta, Values
 from paretune.errors import PareError
 from paretune.plan import Plan, Selection
 from paretune.strategies import Attached, attach_additions
+from paretune.tuning.moments import Move
 from paretune.tuning.writethrough import Slot
 
 
@@ -34,6 +38,7 @@ class Tunable(nn.Module):
         self._required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
         self._attached: Attached | None = None
         self._added: dict[str, Tensor] = {}
+        self._begun: dict[str, Tensor] = {}
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -45,6 +50,7 @@ class Tunable(nn.Module):
     def changed(self) -> bool:
         """Whether any trained value differs from what it was when the plan was attached."""
         starts = {name: slot.original for name, slot in self.slots.items()} | self._originals | self._added
+        starts |= self._begun
         return any(not torch.equal(starts[n].to(v), v.detach()) for n, v in self.trained.items())
 
     def delta(self, model: nn.Module, info: dict[str, Any], masters: bool = False) -> Delta:
@@ -79,6 +85,62 @@ class Tunable(nn.Module):
             info={"method": self.plan.method, "seed": self.plan.seed, **info},
         )
 
+    @contextmanager
+    def plain(self, model: nn.Module) -> Iterator[None]:
+        """For the block, the plain model with its current weights; it must leave them bit-equal."""
+        for slot in self.slots.values():
+            slot.set_aside()
+        del model.paretune
+        try:
+            yield
+        finally:
+            model.add_module("paretune", self)
+            for slot in self.slots.values():
+                slot.take_up()
+
+    @torch.no_grad()
+    def reselect(self, model: nn.Module, plan: Plan) -> list[Move]:
+        """Change the mask: entries in both plans keep their values, all others have the pretrained ones.
+
+        Args:
+            model: The model this is attached to.
+            plan: A plan of the same base and head that selects single entries; so does the present one.
+
+        Returns:
+            Which parameters took over from which, for the optimiser.
+        """
+        before = {selection.tensor: selection for selection in self.plan.selections}
+        after = {selection.tensor: selection for selection in plan.selections}
+        old = {name: self.slots.pop(name) for name in before}
+        heads = {name: (slot, self._unregister(name)) for name, slot in self.slots.items()}
+        self.slots = {}
+        moves = []
+        for name, slot in old.items():
+            slot.synchronise()
+            slot.release()
+            self._unregister(name)
+            if name not in after:
+                nowhere = np.empty(0, dtype=np.int64)
+                moves.append(Move(slot.values, None, *_shared(nowhere, nowhere, slot)))
+        for name, selection in after.items():
+            self._train(model, selection)
+            slot = self.slots[name]
+            if name in old:
+                old_at, new_at = _shared(before[name].flat(), selection.flat(), slot)
+                slot.values[new_at] = old[name].values[old_at]
+                slot.synchronise()
+                moves.append(Move(old[name].values, slot.values, old_at, new_at))
+        for name, (slot, values) in heads.items():
+            self.slots[name] = slot
+            self.register_parameter(_parameter_name(name), values)
+        self.plan = plan
+        return moves
+
+    def _unregister(self, tensor: str) -> nn.Parameter:
+        parameter = self._parameters.pop(_parameter_name(tensor))
+        assert parameter is not None
+        return parameter
+
     def _values(self, name: str, masters: bool) -> Tensor:
         if name in self.whole:
             return self.whole[name].detach()
@@ -110,7 +172,7 @@ class Tunable(nn.Module):
         else:
             slot = Slot(weight, selection)
             self.slots[selection.tensor] = slot
-            self.register_parameter(selection.tensor.replace(".", "/"), slot.values)
+            self.register_parameter(_parameter_name(selection.tensor), slot.values)
 
     def _attach(self, model: nn.Module) -> None:
         for parameter in model.parameters():
@@ -120,6 +182,25 @@ class Tunable(nn.Module):
         if self.plan.additions:
             self._attached = attach_additions(model, self.plan.additions)
             self._added = {key: value.detach().clone() for key, value in self._attached.tensors.items()}
+        self._begin()
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Take the values that the plan begins with.
+
+        Raises:
+            PareError: It has values for what it does not train, or too many or few of them.
+        """
+        for name, values in self.plan.start.items():
+            parameter = self.trained.get(name)
+            if parameter is None or parameter.numel() != values.size:
+                raise PareError(
+                    f"the plan begins with {values.size} values of {name}, which it does not train so"
+                )
+            parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+            if name in self.slots:
+                self.slots[name].synchronise()
+            self._begun[name] = parameter.detach().clone()
 
     def _detach(self, model: nn.Module) -> None:
         if self._attached:
@@ -138,6 +219,17 @@ class Tunable(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the values follow the weights."""
+
+
+def _parameter_name(tensor: str) -> str:
+    return tensor.replace(".", "/")
+
+
+def _shared(old: np.ndarray, new: np.ndarray, slot: Slot) -> tuple[Tensor, Tensor]:
+    """Places in two sorted lists of flat indices of what is in both."""
+    _, old_at, new_at = np.intersect1d(old, new, assume_unique=True, return_indices=True)
+    device = slot.values.device
+    return torch.from_numpy(old_at).to(device), torch.from_numpy(new_at).to(device)
 
 
 def attach(model: nn.Module, plan: Plan, check: bool = True) -> nn.Module:

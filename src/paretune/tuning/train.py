@@ -13,10 +13,12 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from paretune.errors import PareError
+from paretune.plan import Plan
 from paretune.progress import is_quiet
 from paretune.task import Task
-from paretune.tuning.attach import Tunable
-from paretune.tuning.trainer import DeltaTrainer, last_checkpoint
+from paretune.tuning.attach import Tunable, attach, detach
+from paretune.tuning.reselect import Reselection, Reselector
+from paretune.tuning.trainer import PLAN, DeltaTrainer, last_checkpoint
 
 Precision = Literal["fp32", "bf16", "amp"]
 
@@ -102,6 +104,7 @@ def train(
     seed: int = 0,
     examples: Dataset | None = None,
     resume: bool = True,
+    reselect: Reselection | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     report_to: str | Sequence[str] = "none",
     **settings: Any,
@@ -119,13 +122,14 @@ def train(
         seed: Order of the data and dropout.
         examples: Train on these rows instead of all of ``task.train`` (for short trials).
         resume: Go on from a checkpoint found in ``output_dir``.
+        reselect: Choose the mask again every so many steps; ``model.paretune.plan`` is then the last one.
         callbacks: transformers callbacks.
         report_to: transformers integrations, such as ``"tensorboard"``.
         settings: Fields of :class:`Recipe`, instead of ``recipe``.
 
     Raises:
         PareError: No plan is attached, a setting is out of range, ``output_dir`` holds another run, the loss
-            is not finite, or training changed nothing.
+            is not finite, training changed nothing, or the plan's mask cannot be chosen again.
     """
     tunable = getattr(model, "paretune", None)
     if not isinstance(tunable, Tunable):
@@ -135,20 +139,30 @@ def train(
     output_dir = Path(output_dir)
     run = {"plan": tunable.plan.digest, "data": task.fingerprint, "rows": len(rows), "seed": seed}
     run |= asdict(recipe)
+    arguments = _arguments(recipe, output_dir, len(rows), seed, report_to)
+    if reselect is not None:
+        run |= {"reselect": reselect.every}
+        reselect.refuse(tunable.plan, arguments.world_size)
     checkpoint = last_checkpoint(output_dir, run) if resume else None
+    if checkpoint and reselect is not None:
+        detach(model)
+        attach(model, Plan.load(checkpoint / PLAN), check=False)
     trainer = DeltaTrainer(
         model=model,
-        args=_arguments(recipe, output_dir, len(rows), seed, report_to),
+        args=arguments,
         train_dataset=rows,
         data_collator=task.collate,
         callbacks=list(callbacks),
         run=run,
+        changing=reselect is not None,
     )
+    if reselect is not None:
+        trainer.add_callback(Reselector(trainer, task, reselect))
     start = time.perf_counter()
     was_training = model.training
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.train(was_training)
-    if not tunable.changed:
+    if not model.paretune.changed:  # type: ignore[union-attr]
         raise PareError(
             "training changed none of the selected weights; no gradient reaches them, or lr is too small"
         )

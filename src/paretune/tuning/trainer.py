@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -16,13 +19,16 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from paretune.delta import Delta
 from paretune.errors import DivergedError, PareError
 from paretune.files import write_atomic
+from paretune.tuning.moments import OwnAge
 
 DELTA = "delta.safetensors"
+PLAN = "plan"  # in a checkpoint whose plan may differ from the one that the run began with
 COMPLETE = "complete.json"
 
 
@@ -34,12 +40,13 @@ class DeltaTrainer(Trainer):
 
     Args:
         run: What identifies the run (JSON); a checkpoint of another run is not resumed.
+        changing: Whether the plan changes meanwhile: checkpoints hold it, and new entries step by their age.
         args, kwargs: As for ``transformers.Trainer``.
     """
 
-    def __init__(self, *args: Any, run: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, run: dict[str, Any], changing: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.run = run
+        self.run, self.changing = run, changing
         # Trainer believes every model with **kwargs; BERT, T5 and others ignore the number and would get the
         # gradients of all accumulated batches added up instead of averaged.
         assert isinstance(self.model, nn.Module)
@@ -53,7 +60,22 @@ class DeltaTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
         delta = model.paretune.delta(model, {"step": self.state.global_step}, masters=True)
-        delta.save(Path(output_dir or self.args.output_dir or ".") / DELTA)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        delta.save(folder / DELTA)
+        if self.changing:
+            model.paretune.plan.save(folder / PLAN)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        return _OrderByEpoch(sampler, self) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As Trainer's, with the correction for entries that join later."""
+        there = self.optimizer is not None
+        optimiser = super().create_optimizer(model)
+        if self.changing and not there:
+            OwnAge(optimiser)
+        return optimiser
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -64,6 +86,26 @@ class DeltaTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.accelerator.unwrap_model(model or self.model)
         model.paretune.load(Delta.load(Path(resume_from_checkpoint) / DELTA))  # type: ignore[operator,union-attr]
+
+
+class _OrderByEpoch(Sampler):
+    """Draws the order of each epoch after the first from the seed and the epoch's number.
+
+    Trainer draws all from the global random state, which a run resumed in a later epoch cannot know.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, trainer: Trainer) -> None:
+        self.sampler, self.trainer = sampler, trainer
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        drawn = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        self.sampler.generator = torch.Generator().manual_seed(drawn) if epoch else None
+        return iter(self.sampler)
 
 
 @torch.no_grad()

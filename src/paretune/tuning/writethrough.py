@@ -67,6 +67,18 @@ class Slot:
         with torch.no_grad():
             self._write(self.weight, self.original)
 
+    def set_aside(self) -> None:
+        """Let the weight be an ordinary parameter with its current values, until :meth:`take_up`."""
+        self.synchronise()
+        self.weight.__class__ = nn.Parameter
+        del self.weight.slot  # type: ignore[attr-defined]
+
+    def take_up(self) -> None:
+        """Go on after :meth:`set_aside`; the weight must be bit-equal to what it was."""
+        self.weight.__class__ = TunedWeight
+        self.weight.slot = self  # type: ignore[attr-defined]
+        self._written = self._state()
+
     def current(self) -> Tensor:
         """The trained values as the model uses them: in the weight's dtype, shape of ``values``."""
         self.synchronise()
