@@ -237,6 +237,18 @@ def test_lower_is_better_turns_the_front_round(front):
     assert line["y"][-1] == min(candidate.score for candidate in report.candidates)
 
 
+def test_candidates_that_were_stopped_on_the_way_are_open_and_on_no_front(front):
+    document = front_document()
+    best = max(document["candidates"], key=lambda candidate: candidate["score"])
+    best |= {"share": 0.25, "on_front": False}
+    write_front(front, document)
+    for figure in figures(read_report(front))["front"].values():
+        line, *traces = figure["data"]
+        assert best["score"] not in line["y"]
+        marks = {y: mark for t in traces for y, mark in zip(t["y"], t["marker"]["symbol"], strict=True)}
+        assert {y for y, mark in marks.items() if mark.endswith("-open")} == {best["score"]}
+
+
 def test_without_plotly_the_data_is_written_and_the_page_is_named(front, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     assert main(["report", str(front)]) == OK

@@ -32,6 +32,7 @@ def rate_curves(report: Report, style: dict[str, Any]) -> Figure:
                     "color": colour,
                     "symbol": symbol,
                     "line": {"width": 0},
+                    "opacity": 1.0,
                     "size": [13 if point["lr"] == row["chosen"] else 8 for point in points],
                 },
                 "visible": _visible(row["name"], front),

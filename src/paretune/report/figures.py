@@ -98,7 +98,11 @@ def _points(
         "x": [at[candidate.name] for candidate in mine],
         "y": [candidate.score for candidate in mine],
         "error_y": error_bars([(c.score, c.low, c.high) for c in mine], colour),
-        "marker": {"symbol": symbol, "color": colour, "size": 13 if on_front else 9},
+        "marker": {
+            "symbol": [symbol if _is_whole(report, each) else f"{symbol}-open" for each in mine],
+            "color": colour,
+            "size": 13 if on_front else 9,
+        },
         "opacity": 1.0 if on_front else 0.55,
         "hoverinfo": "text",
         "hovertext": [_hover(candidate, report, cost) for candidate in mine],
@@ -142,10 +146,18 @@ def _is_on_front(report: Report, known: Sequence[Candidate], candidate: Candidat
     """On the run's own front over trained weights; over another cost, whether nobody beats it on both."""
     if cost == "trained" and any(each.on_front for each in known):
         return candidate.on_front
+    if not _is_whole(report, candidate):
+        return False
+    known = [each for each in known if _is_whole(report, each)]
     sign = 1 if report.higher_is_better else -1
     mine = (sign * (candidate.score or 0), -_cost(candidate, cost))
     others = [(sign * (each.score or 0), -_cost(each, cost)) for each in known]
     return not any(a >= mine[0] and b >= mine[1] and (a, b) != mine for a, b in others)
+
+
+def _is_whole(report: Report, candidate: Candidate) -> bool:
+    """Whether it was trained for as many of the steps as any; the others were stopped on the way."""
+    return (candidate.share or 0) >= max(each.share or 0 for each in report.candidates)
 
 
 def _hover(candidate: Candidate, report: Report, cost: str) -> str:
@@ -160,7 +172,8 @@ def _hover(candidate: Candidate, report: Report, cost: str) -> str:
         f"{candidate.n} trials, seeds {', '.join(map(str, candidate.seeds)) or 'not known'}",
     ]
     if candidate.lr is not None:
-        lines.append(f"lr {candidate.lr:g}")
+        share = "" if candidate.share is None else f", {candidate.share:.0%} of the steps"
+        lines.append(f"lr {candidate.lr:g}{share}")
     if cost != "trained":
         title, form = COSTS[cost]
         lines.append(f"{title} {written(_cost(candidate, cost), form)}")

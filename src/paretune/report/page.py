@@ -8,13 +8,13 @@ lets only the two scripts that are part of it run, and nothing be fetched.
 import base64
 import hashlib
 import math
-import shlex
+import re
 from functools import partial
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from paretune.plan_table import readable_bytes
 from paretune.report.document import Report
@@ -51,6 +51,7 @@ def render(report: Report, plotly: str) -> str:
         "share": partial(_number, form=".0%"),
         "seconds": _seconds,
         "cell": _cell,
+        "code": _code,
         "product": math.prod,
         "settings": lambda settings: ", ".join(f"{name}={value}" for name, value in settings.items()),
     }
@@ -58,7 +59,7 @@ def render(report: Report, plotly: str) -> str:
     return environment.get_template("page.html").render(
         report=report,
         title=TITLES[report.kind],
-        command=f"paretune report {shlex.quote(report.run)}",
+        version=metadata.version("paretune"),
         figures=drawn,
         # Interpolated as they are: ours and plotly's, nothing from a data file.
         style=Markup(_asset("page.css")),
@@ -103,6 +104,11 @@ def _point(candidate: Candidate, report: Report) -> dict[str, Any]:
         ("plan", candidate.plan or "-"),
     ]
     return {"name": candidate.name, "pairs": pairs, "command": candidate.command}
+
+
+def _code(sentence: str) -> Markup:
+    """A sentence with what stands between backticks as code; everything else in it is text."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
 
 
 def _number(value: float | None, form: str) -> str:
