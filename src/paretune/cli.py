@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.cli_settings import method_settings
+from paretune.cli_tuned import print_tuned, refuse_only_auto
 from paretune.errors import PareError
 from paretune.options import RECIPE, build_parser
 
@@ -135,8 +136,13 @@ def _choose(options: Namespace) -> None:
 
 
 def _tune(options: Namespace) -> None:
+    if options.method == "auto":
+        from paretune import cli_auto
+
+        cli_auto.run(options, _task, _recipe(options))
+        return
+    refuse_only_auto(options)
     from paretune.plan import Plan
-    from paretune.plan_table import readable_bytes
     from paretune.search.tune import tune
 
     settings = method_settings(options)
@@ -156,17 +162,11 @@ def _tune(options: Namespace) -> None:
         delta_dtype=options.delta_dtype,
         settings=settings,
         plan=plan,
+        reselect=options.reselect,
         say=say,
         report_to=options.report_to,
     )
-    if options.json:
-        print(json.dumps(result))
-        return
-    print(
-        f"{result['metric']} {result['score']:.4f} on validation with {result['trained']:,} trained weights "
-        f"(+ {result['head']:,} of the head), lr {result['lr']:g}\n"
-        f"{options.out / 'delta.safetensors'}: {readable_bytes(result['delta_bytes'])}"
-    )
+    print_tuned(result, options.out, options.json)
 
 
 def _search(options: Namespace) -> None:
@@ -191,6 +191,7 @@ def _methods(options: Namespace) -> None:
         settings = ", ".join(f"{field.name}={field.default}" for field in fields(method))  # type: ignore[arg-type]
         if settings:
             print(f"{'':<10}   --set {settings}")
+    print(f"{'auto':<10} for tune: evidence and short trials choose among these; see docs/front.md")
 
 
 def _delta(options: Namespace) -> None:

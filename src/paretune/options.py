@@ -81,6 +81,7 @@ def build_parser() -> Parser:
     _task(tune)
     _method(tune)
     _training(tune)
+    _auto(tune)
     _output(tune)
     front = add("front", "Try every method on your data, side by side; a table and one recommendation.")
     _task(front)
@@ -132,7 +133,7 @@ _PRECISION = (
 
 def _method(parser: Parser) -> None:
     group = parser.add_argument_group("what to train")
-    group.add_argument("--method", default="fish", help="see `paretune methods` (%(default)s)")
+    group.add_argument("--method", default="fish", help="see `paretune methods`; auto (%(default)s)")
     group.add_argument("--budget", help="0.5%%, 120k, 120000, or 2MiB of delta")
     group.add_argument(
         "--head", default="outside", choices=["outside", "inside"], help="the budget (%(default)s)"
@@ -152,7 +153,16 @@ def _training(parser: Parser) -> None:
     group.add_argument("--lr", help="a rate, or sweep (default: the middle of the method's range)")
     _recipe(group)
     group.add_argument("--delta-dtype", choices=["fp32", "bf16"], help="of the shipped values (the base's)")
+    group.add_argument("--reselect", type=int, metavar="STEPS", help="choose the mask again so often (never)")
     group.add_argument("--report-to", nargs="+", default=["none"], help="tensorboard, trackio, ... (none)")
+
+
+def _auto(parser: Parser) -> None:
+    group = parser.add_argument_group("with --method auto")
+    group.add_argument("--for-memory", metavar="SIZE", help="train within that much memory, such as 6GiB")
+    group.add_argument("--for-bytes", metavar="SIZE", help="ship at most that much, such as 500KiB")
+    group.add_argument("--minutes", type=float, help="of the trials, in all")
+    _engine(group)
 
 
 def _front(parser: Parser) -> None:

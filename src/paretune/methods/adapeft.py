@@ -1,14 +1,15 @@
 """AdaPEFT (arXiv 2505.12579): the subset of largest predicted gain, as a knapsack."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import torch
 
 from paretune.errors import BudgetError, PareError
 from paretune.evidence.curvature import Average, Estimator
 from paretune.evidence.groups import Rule
-from paretune.methods.base import Choice, Question
+from paretune.methods.base import Choice, Question, whole
 from paretune.methods.items import Item, Level, added_items, native_items, rivals
 from paretune.methods.probe import Looking, Score, look
 from paretune.methods.subset import Problem, Subset, joint, knapsack, prefix
@@ -42,6 +43,9 @@ class AdaPeft:
         samples: Training examples a probe, half of them for the direction; None takes 512 or all there are.
         horizon: Share of a training of three epochs during which to look, at constant ``lr``; 0 looks at the
             pretrained weights. The paper's is 0.1.
+        go_on: After the horizon, begin the training with what it made of the chosen weights, the head and the
+            chosen modules, instead of the pretrained values; all other weights are rewound, since no delta
+            of the chosen ones could hold them.
         probes: How many times to look during the horizon.
         lr: Learning rate of the horizon, everything trained.
         probe_depth: Look at a copy with this share of the blocks, and map by relative depth and kind.
@@ -70,6 +74,7 @@ class AdaPeft:
     beyond_head: bool = True
     samples: int | None = None
     horizon: float = 0.0
+    go_on: bool = False
     probes: int = 4
     lr: float = 5e-5
     probe_depth: float = 1.0
@@ -119,6 +124,12 @@ class AdaPeft:
                 "prefix, and add no prefix modules, whose attaching costs are losses"
             )
 
+        if self.go_on and (not self.horizon or self._transfers or "prefix" in self.added):
+            raise PareError(
+                "adapeft: go_on keeps what this model's horizon made of the chosen weights: give a horizon "
+                "and no probe_depth or probe_model, and add no prefix modules, which are looked at apart"
+            )
+
     @property
     def _transfers(self) -> bool:
         return self.probe_model is not None or self.probe_depth < 1
@@ -138,13 +149,15 @@ class AdaPeft:
                 f"adapeft: the smallest item, {smallest.name}, has {smallest.count:,} weights, the budget is "
                 f"{k:,}; raise the budget, or cut finer with items=rows and more row_blocks"
             )
-        seen = self._seen(question, items)
+        kept: dict[str, torch.Tensor] = {}
+        seen = self._seen(question, items, kept)
         refuse_unusable(seen, items)
         problem = self._problem(items, seen.gain, k)
         found = self._select(problem, seen)
         if not found.chosen:
             raise BudgetError(_nothing_fits(problem, items, self.select))
-        return _choice(items, seen, problem, found, self.select)
+        choice = _choice(items, seen, problem, found, self.select)
+        return replace(choice, start=_start(choice, question, kept)) if self.go_on else choice
 
     def _items(self, question: Question) -> list[Item]:
         """What competes in the model that will be trained."""
@@ -160,8 +173,8 @@ class AdaPeft:
             ),
         ]
 
-    def _seen(self, question: Question, items: list[Item]) -> Average:
-        """The items' gains, looked at here or on a smaller model."""
+    def _seen(self, question: Question, items: list[Item], kept: dict[str, torch.Tensor]) -> Average:
+        """The items' gains, looked at here or on a smaller model; what the horizon left goes to `kept`."""
         task, model = question.task, question.model
         steps = round(self.horizon * EPOCHS * len(task.train) / min(self.batch_size, len(task.train)))
         if self.horizon and not steps:
@@ -180,7 +193,7 @@ class AdaPeft:
             seed=question.seed,
         )
         if not self._transfers:
-            return look(model, task, items, looking)
+            return look(model, task, items, looking, kept if self.go_on else None)
         small = Small(model, task)
         if self.probe_model is not None:
             small = probe_task(task, self.probe_model, question.seed)
@@ -208,6 +221,16 @@ class AdaPeft:
             assert seen.matrix is not None
             return joint(problem, np.nan_to_num(seen.slope), seen.matrix)
         return prefix(problem) if self.select == "prefix" else knapsack(problem)
+
+
+def _start(choice: Choice, question: Question, kept: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """What the horizon made of what a choice trains, and of the head."""
+    added = tuple(f"{addition.strategy}:{addition.module}:" for addition in choice.additions)
+    start = {key: values for key, values in kept.items() if added and key.startswith(added)}
+    for selection in (*choice.selections, *whole(question.anatomy.head)):
+        values = kept[selection.tensor].reshape(-1)
+        start[selection.tensor] = values[torch.from_numpy(selection.flat())]
+    return {name: values.numpy() for name, values in start.items()}
 
 
 def refuse_unusable(seen: Average, items: list[Item]) -> None:
@@ -270,10 +293,10 @@ def _choice(items: list[Item], seen: Average, problem: Problem, found: Subset, s
     }
     chosen = [items[number] for number in found.chosen]
     additions = tuple(item.addition for item in chosen if item.addition is not None)
-    return Choice(_selections(chosen), additions, notes)
+    return Choice(row_selections(chosen), additions, notes)
 
 
-def _selections(chosen: list[Item]) -> tuple[Selection, ...]:
+def row_selections(chosen: list[Item]) -> tuple[Selection, ...]:
     """One selection a tensor: whole, or the rows that were taken of it."""
     rows: dict[str, list[tuple[int, int]]] = {}
     tensors = {}

@@ -8,6 +8,7 @@ from paretune.methods.gradient import Gradient
 from paretune.methods.ird import Ird
 from paretune.methods.lora import Lora
 from paretune.methods.magnitude import Magnitude
+from paretune.methods.mixture import Mixture
 from paretune.methods.random import Random
 from paretune.methods.whole_tensors import BitFit, Full, Head, Norm
 
@@ -28,5 +29,6 @@ _ALL: tuple[type[Method], ...] = (
     Fish,
     Ird,
     AdaPeft,
+    Mixture,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}

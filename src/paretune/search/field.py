@@ -51,7 +51,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """The method with its settings, such as ``lora all``."""
-        return " ".join([self.method, *map(str, self.settings.values())])
+        return " ".join([self.method, *(_short(*setting) for setting in self.settings.items())])
 
     @property
     def name(self) -> str:
@@ -100,6 +100,13 @@ def read_method(text: str) -> tuple[str, dict[str, Any]]:
             settings[setting] = value
     make_method(name, settings)
     return name, settings
+
+
+def _short(setting: str, value: Any) -> str:
+    """A setting in a name: its value where that speaks for itself."""
+    if setting == "samples":
+        return f"n{value}"
+    return value if isinstance(value, str) and value else f"{setting}={json.dumps(value)}"
 
 
 class _Unseen:

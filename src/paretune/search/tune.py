@@ -13,12 +13,12 @@ import torch
 from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
 from paretune.files import write_atomic
-from paretune.methods import METHODS, choose, make_method
+from paretune.methods import METHODS, choose, make_method, rechoose
 from paretune.plan import Plan
 from paretune.search.sweep import best_rate, sweep, sweep_table
 from paretune.search.trial import run_trial
 from paretune.task import Task
-from paretune.tuning import Recipe
+from paretune.tuning import Recipe, Reselection
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -43,14 +43,17 @@ def tune(
     delta_dtype: Literal["fp32", "bf16"] | None = None,
     settings: dict[str, Any] | None = None,
     plan: Plan | None = None,
+    reselect: int | None = None,
+    chosen_by: dict[str, Any] | None = None,
     say: Callable[[object], None] = lambda message: None,
     **train_settings: Any,
 ) -> dict[str, Any]:
     """Choose what to train, train it, score it once on validation, and write everything into a folder.
 
     The folder holds ``request.json`` (what was asked), ``plan/``, ``sweep.json`` (with ``lr="sweep"``),
-    checkpoints while it trains, ``delta.safetensors`` and ``result.json``. Called again with the same
-    request, a finished run is read back and an interrupted one goes on where it was.
+    checkpoints while it trains, ``delta.safetensors`` and ``result.json``. With ``reselect`` the plan that
+    training begins with is in ``first-plan/``, and the last one, the delta's, in ``plan/`` at the end. Called
+    again with the same request, a finished run is read back and an interrupted one goes on where it was.
 
     Args:
         task: The data, with a validation part.
@@ -65,6 +68,9 @@ def tune(
         delta_dtype: Precision of the shipped values; None keeps the base's. The score is of what ships.
         settings: The method's settings.
         plan: Train this plan instead of choosing one; ``method`` is then the plan's.
+        chosen_by: What decided for it, kept in the result under its own name; a folder of that name may be
+            in the run folder already.
+        reselect: Choose the mask again every so many steps, see :class:`paretune.Reselection`.
         say: Called with the plan before anything trains, and with the table of a sweep.
         train_settings: ``callbacks`` and ``report_to`` of :func:`paretune.tuning.train`.
 
@@ -80,6 +86,7 @@ def tune(
     make_method(method, settings)  # a typo is told before anything is loaded
     if budget is not None:
         Budget.parse(budget)
+    again = Reselection(reselect, rechoose) if reselect is not None else None
     task.require_validation()
     request = {
         "method": method,
@@ -93,16 +100,18 @@ def tune(
         "head": head,
         "exclude": list(exclude),
         "delta_dtype": delta_dtype,
+        "reselect": reselect,
         "recipe": {name: value for name, value in asdict(recipe).items() if name != "lr"},
     }
-    finished = _finished(out, request)
+    finished = _finished(out, request, tuple(chosen_by or ()))
     if finished:
         return finished
 
     model = task.load_model(seed=seed, dtype=recipe.dtype)
     start = time.perf_counter()
-    if (out / "plan" / "plan.json").exists():
-        plan = Plan.load(out / "plan")
+    begun = out / ("first-plan" if again else "plan")
+    if (begun / "plan.json").exists():
+        plan = Plan.load(begun)
     elif plan is None:
         plan = choose(
             method,
@@ -115,15 +124,18 @@ def tune(
             delta_dtype=DTYPES[delta_dtype] if delta_dtype else None,
             **(settings or {}),
         )
+    if again:
+        again.refuse(plan)
     write_atomic(out / "request.json", json.dumps(request, indent=1, sort_keys=True))
-    plan.save(out / "plan")
+    plan.save(begun)
     say(plan)
     seconds = {"choose": time.perf_counter() - start}
 
     start = time.perf_counter()
     if lr == "sweep":
         rates = METHODS[method].learning_rates
-        rows = sweep(model, task, plan, recipe, rates, seed=seed, table=out / "sweep.json")
+        table = out / "sweep.json"
+        rows = sweep(model, task, plan, recipe, rates, seed=seed, table=table, reselect=again)
         recipe = replace(recipe, lr=best_rate(rows, task))
         say(sweep_table(rows, task.metric, recipe.lr))
     else:
@@ -139,8 +151,11 @@ def tune(
         split="validation",
         output_dir=out / "checkpoints",
         values=DTYPES[delta_dtype] if delta_dtype else None,
+        reselect=again,
         **train_settings,
     )
+    if again:
+        outcome.plan.save(out / "plan")
     delta = outcome.delta.with_info(scores=outcome.scores, lr=recipe.lr, budget=plan.asked)
     delta.save(out / "delta.safetensors")
     result = {
@@ -160,13 +175,14 @@ def tune(
         "seed": seed,
         "versions": plan.versions,
         "device": str(next(model.parameters()).device),
+        **(chosen_by or {}),
     }
     write_atomic(out / "result.json", json.dumps(result, indent=1))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return result
 
 
-def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(out: Path, request: dict[str, Any], beside: Sequence[str] = ()) -> dict[str, Any] | None:
     """The result when the folder holds this request, finished; None when it is to be begun or gone on with.
 
     Raises:
@@ -184,6 +200,6 @@ def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
             )
         result = out / "result.json"
         return json.loads(result.read_text()) if result.exists() else None
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(entry.name not in beside for entry in out.iterdir()):
         raise PareError(f"{out} is not empty and holds no run; give another --out")
     return None

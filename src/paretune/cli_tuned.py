@@ -1,0 +1,35 @@
+"""What ``paretune tune`` says at its end, and which of its options are for ``--method auto`` alone."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import PareError
+from paretune.plan_table import readable_bytes
+
+ONLY_AUTO = ("for_memory", "for_bytes", "minutes", "engine")
+
+
+def print_tuned(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Print the result of a run."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{result['metric']} {result['score']:.4f} on validation with {result['trained']:,} trained weights "
+        f"(+ {result['head']:,} of the head), lr {result['lr']:g}\n"
+        f"{out / 'delta.safetensors'}: {readable_bytes(result['delta_bytes'])}"
+    )
+
+
+def refuse_only_auto(options: Namespace) -> None:
+    """Refuse options that a single method has no use for.
+
+    Raises:
+        PareError: One was given.
+    """
+    given = [name for name in ONLY_AUTO if getattr(options, name) is not None]
+    given += ["workers"] if options.workers != 1 else []
+    if given:
+        raise PareError(f"--{given[0].replace('_', '-')} goes with --method auto, not {options.method}")
