@@ -42,6 +42,69 @@ class Delta(Contents):
         """
         return cls(**vars(format.read(path)))
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the delta and a model card into a folder, for :meth:`from_pretrained`.
+
+        Raises:
+            PareError: A value is NaN or infinite.
+            OSError: The folder cannot be written.
+        """
+        from paretune.delta import hub
+
+        hub.save_folder(self, folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str = "A delta of paretune",
+    ) -> str:
+        """Upload the delta and its model card (base, method, budget, scores, how to load it) to the Hub.
+
+        Args:
+            repo_id: ``name/repository``; made if it is absent.
+            private: Of a new repository; None takes the account's default.
+            token: Of the Hub; None takes the one that is logged in.
+            revision: Branch; None is the main one.
+            message: Of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            PareError: The Hub cannot be reached or refuses.
+        """
+        from paretune.delta import hub
+
+        return hub.push(self, repo_id, private, token, revision, message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "Delta":
+        """Read a delta from a folder or a repository of the Hub; every byte of the file is checked.
+
+        Args:
+            name: What :meth:`save_pretrained` wrote, or the id of what :meth:`push_to_hub` made.
+            revision: Branch, tag or commit on the Hub.
+            token: Of the Hub; None takes the one that is logged in.
+            cache_dir: Where downloads are kept; None takes the Hub's own place.
+
+        Raises:
+            PareError: No delta there, the Hub cannot be reached, or as :meth:`load`.
+        """
+        from paretune.delta import hub
+
+        return cls.load(hub.find(name, revision, token, cache_dir))
+
     @classmethod
     def verify(cls, path: str | Path, model: nn.Module | None = None) -> "Delta":
         """Check a file, and whether it can be applied to a model; the model is left as it is.
