@@ -13,7 +13,7 @@ from paretune.plan import Plan
 from paretune.progress import track
 from paretune.search.trial import run_trial
 from paretune.task import Task
-from paretune.tuning import Recipe
+from paretune.tuning import Recipe, Reselection
 
 SHARE = 0.25  # of the run's steps, for each trial
 FEWEST_STEPS = 50
@@ -28,6 +28,7 @@ def sweep(
     *,
     seed: int = 0,
     table: Path | None = None,
+    reselect: Reselection | None = None,
 ) -> list[dict[str, Any]]:
     """Try learning rates for a quarter of the run's steps (50 at least) each.
 
@@ -39,6 +40,7 @@ def sweep(
         learning_rates: What to try.
         seed: The same for all.
         table: JSON file to keep the rows in as they come; a rate found there is not tried again.
+        reselect: As in the run itself.
 
     Returns:
         One row a rate: ``lr``, ``steps``, the scores, and ``diverged`` where the loss was not finite.
@@ -51,7 +53,7 @@ def sweep(
         short = replace(recipe, lr=lr, steps=steps)
         row: dict[str, Any] = {"lr": lr, "steps": steps}
         try:
-            outcome = run_trial(model, task, plan, short, seed=seed)
+            outcome = run_trial(model, task, plan, short, seed=seed, reselect=reselect)
             rows.append(row | outcome.scores)
         except DivergedError as problem:  # an answer: this rate is too high
             rows.append(row | {"failed": str(problem)})

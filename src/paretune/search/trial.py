@@ -27,6 +27,7 @@ class Outcome:
         delta: What was trained, in the precision it was scored in.
         seconds_scoring: Wall seconds of the scoring.
         peak_bytes: Peak memory of this process (CPU) or of the device so far.
+        plan: What was trained at the end; another than at the beginning where the mask was chosen again.
     """
 
     scores: dict[str, float]
@@ -34,6 +35,7 @@ class Outcome:
     delta: Delta
     seconds_scoring: float
     peak_bytes: int
+    plan: Plan
 
 
 def run_trial(
@@ -81,11 +83,12 @@ def run_trial(
                 **train_settings,
             )
         delta = model.delta()  # type: ignore[operator]
+        last: Plan = model.paretune.plan  # type: ignore[assignment,union-attr]
         if values is not None:
             delta = delta.to(values)
             model.paretune.load(delta)  # type: ignore[operator,union-attr]
         start = time.perf_counter()
         scores = task.score(model, split)
-        return Outcome(scores, training, delta, time.perf_counter() - start, peak_bytes())
+        return Outcome(scores, training, delta, time.perf_counter() - start, peak_bytes(), last)
     finally:
         detach(model)

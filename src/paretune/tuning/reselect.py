@@ -42,7 +42,7 @@ class Reselection:
         if self.every < 1:
             raise PareError(f"the mask cannot be chosen again every {self.every} steps; give 1 or more")
 
-    def refuse(self, plan: Plan, processes: int) -> None:
+    def refuse(self, plan: Plan, processes: int = 1) -> None:
         """Say at once what cannot work.
 
         Raises:
