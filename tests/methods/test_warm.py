@@ -39,23 +39,7 @@ def test_a_model_without_a_head_is_looked_at_as_it_is(tmp_path):
     assert all(one == other for one, other in zip(plain.selections, warm.selections, strict=True))
 
 
-def test_normalised_scores_spread_the_mask(task):
-    shares = []
-    for normalise in ("none", "tensor"):
-        plan = choose("fish", task.load_model(), task, 500, samples=32, normalise=normalise)
-        assert plan.count == 500
-        shares.append(max(selection.count for selection in plan.selections) / plan.count)
-    assert shares[1] < shares[0]
-
-
-@pytest.mark.parametrize(
-    "settings", [{"warm_head": -1}, {"warm_lr": 0.0}, {"normalise": "rows"}], ids=["steps", "rate", "scale"]
-)
+@pytest.mark.parametrize("settings", [{"warm_head": -1}, {"warm_lr": 0.0}], ids=["steps", "rate"])
 def test_settings_out_of_range(settings):
     with pytest.raises(PareError, match=next(iter(settings))):
         make_method("fish", settings)
-
-
-def test_ird_compares_by_one_matrix():
-    with pytest.raises(PareError, match="normalise must be 'none'"):
-        make_method("ird", {"normalise": "tensor"})

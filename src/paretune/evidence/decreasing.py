@@ -146,6 +146,7 @@ def decrease(
     sizes: Sequence[tuple[int, int]],
     *,
     keep: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
+    pick: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
     order: Order = "samples",
     nested: bool = True,
     pool: int,
@@ -157,6 +158,7 @@ def decrease(
         start: The widest pair.
         sizes: (examples, weights) of every further rung.
         keep: Which samples stay: given positions of samples, their scores and how many, the positions kept.
+        pick: Which weights stay: the same for positions in the pool, ascending.
         order: In a step, ``samples`` first, ``parameters`` first, or both ``together`` from the pair before.
         nested: Choose weights among those of the rung before; False chooses among the whole pool again.
         pool: How many weights the pool has.
@@ -168,7 +170,7 @@ def decrease(
         among = before.weights if nested else everything
 
         def narrowed(samples: np.ndarray, among: np.ndarray = among, count: int = weights) -> np.ndarray:
-            return among[largest(squares.of_weights(samples)[among], count)]
+            return pick(among, squares.of_weights(samples)[among], count)
 
         def kept(chosen: np.ndarray, before: Rung = before, count: int = examples) -> np.ndarray:
             scores = squares.of_samples(before.samples, chosen)

@@ -3,17 +3,21 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from paretune.evidence import Fisher, fisher, top_k
+from paretune.anatomy import Tensor
+from paretune.errors import PareError
+from paretune.evidence import Fisher, fisher
 from paretune.methods.base import Choice, Question
-from paretune.methods.entries import entries
-from paretune.methods.warm import Warm
+from paretune.methods.parts import dealt_choice, size_of_all
+from paretune.methods.ranking import Ranking
 
 DEFAULT_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class Fish(Warm):
-    """The k entries with the largest ``sum_i (d loss_i / d w_j)^2`` over n training examples (equation 3).
+class Fish(Ranking):
+    """k entries by ``sum_i (d loss_i / d w_j)^2`` over n training examples (equation 3).
+
+    As published (``reading="published"``) these are the k largest; by default the mask leans towards them.
 
     Args:
         samples: n; None takes the paper's 1024, or all of a smaller training set.
@@ -21,8 +25,11 @@ class Fish(Warm):
         form: ``squared`` or ``absolute`` gradients.
         balanced: Draw as many examples of each class.
         batch_size: Examples in a forward pass; no influence but rounding.
+        parts: Disjoint masks for so many workers: the best entries, as many as all masks hold, dealt out in
+            turn. Each is a plan of the budget's size, ``other-0`` to ``other-(parts - 1)``; the plan itself is
+            the first. Their deltas are put together by ``paretune delta merge --overlap head``.
 
-    ``warm_head``, ``warm_lr`` and ``normalise``: see :class:`paretune.methods.warm.Warm`.
+    Further settings: see :class:`paretune.methods.ranking.Ranking`.
     """
 
     name: ClassVar[str] = "fish"
@@ -35,21 +42,27 @@ class Fish(Warm):
     form: Literal["squared", "absolute"] = "squared"
     balanced: bool = False
     batch_size: int = 32
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parts < 1:
+            raise PareError(f"fish: parts={self.parts} is below 1")
 
     def choose(self, question: Question) -> Choice:
-        """Score every candidate entry and keep the k largest.
+        """Score the competing entries and take k of them.
 
         Raises:
             PareError: As :func:`paretune.evidence.fisher`.
         """
-        k = question.k
-        evidence = self.under_warm_head(question, lambda: self._evidence(question))
+        k = size_of_all(question, self.parts)
+        tensors = self.ranks.competing(question, k)
+        evidence = self.under_warm_head(question, lambda: self._evidence(question, tensors))
         notes: dict[str, Any] = {"samples": len(evidence.indices), "mean_loss": float(evidence.losses.mean())}
-        return Choice(
-            entries(question, top_k(evidence.scores, k, scale=self.scales(evidence.scores))), notes=notes
-        )
+        chosen = self.ranks.take(evidence.scores, k, question.seed)
+        return dealt_choice(question, chosen, evidence.scores, self.parts, notes)
 
-    def _evidence(self, question: Question) -> Fisher:
+    def _evidence(self, question: Question, tensors: tuple[Tensor, ...]) -> Fisher:
         return fisher(
             question.model,
             question.task,
@@ -57,7 +70,7 @@ class Fish(Warm):
             batch_size=self.batch_size,
             labels=self.labels,
             form=self.form,
-            tensors=[tensor.name for tensor in question.candidates],
+            tensors=[tensor.name for tensor in tensors],
             seed=question.seed,
             balanced=self.balanced,
         )

@@ -4,23 +4,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from paretune.errors import PareError
-from paretune.evidence import Sum, draw, evidence_pass, top_k
+from paretune.evidence import Sum, draw, evidence_pass
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
-from paretune.methods.warm import Warm
+from paretune.methods.ranking import Ranking
 
 DEFAULT_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class Gradient(Warm):
-    """The k entries with the largest ``|sum_i d loss_i / d w_j|`` over n training examples.
+class Gradient(Ranking):
+    """k entries by ``(sum_i d loss_i / d w_j)^2`` over n training examples.
 
     Args:
         samples: n; None takes 1024, or all of a smaller training set.
         batch_size: Examples in a forward pass; no influence but rounding.
 
-    ``warm_head``, ``warm_lr`` and ``normalise``: see :class:`paretune.methods.warm.Warm`.
+    Further settings: see :class:`paretune.methods.ranking.Ranking`.
     """
 
     name: ClassVar[str] = "gradient"
@@ -32,14 +32,14 @@ class Gradient(Warm):
     batch_size: int = 32
 
     def choose(self, question: Question) -> Choice:
-        """Score every candidate entry and keep the k largest.
+        """Score the competing entries and take k of them.
 
         Raises:
             PareError: Every gradient is zero, or as :func:`paretune.evidence.evidence_pass`.
         """
         k = question.k
         parameters = dict(question.model.named_parameters())
-        consumer = Sum({tensor.name: parameters[tensor.name] for tensor in question.candidates})
+        consumer = Sum({tensor.name: parameters[tensor.name] for tensor in self.ranks.competing(question, k)})
         samples = self.samples or min(DEFAULT_SAMPLES, len(question.task.train))
         drawn = draw(question.task, samples, question.seed)
         losses = self.under_warm_head(
@@ -53,8 +53,8 @@ class Gradient(Warm):
                 seed=question.seed,
             ),
         )
-        scores = {name: values.abs_() for name, values in consumer.values.items()}
+        scores = {name: values.square_() for name, values in consumer.values.items()}
         if not any(bool(values.any()) for values in scores.values()):
             raise PareError(f"every gradient is zero on the {samples} examples; no weight can be preferred")
         notes: dict[str, Any] = {"samples": samples, "mean_loss": float(losses.mean())}
-        return Choice(entries(question, top_k(scores, k, scale=self.scales(scores))), notes=notes)
+        return Choice(entries(question, self.ranks.take(scores, k, question.seed)), notes=notes)

@@ -6,17 +6,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from paretune.anatomy import Tensor
 from paretune.errors import PareError
-from paretune.evidence import fisher, top_k
+from paretune.evidence import fisher
 from paretune.evidence.decreasing import Cached, Evidence, Keep, Order, Recomputed, Rung, decrease, largest
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
+from paretune.methods.ranking import Ranking
 from paretune.methods.samples import describe_samples
-from paretune.methods.warm import Warm
 
 
 @dataclass(frozen=True)
-class Ird(Warm):
+class Ird(Ranking):
     """A ladder of sample-parameter pairs; the last rung is the budget.
 
     Args:
@@ -35,7 +36,7 @@ class Ird(Warm):
             recomputed pass by pass when it does not fit at all.
         batch_size: Examples in a forward pass.
 
-    ``warm_head`` and ``warm_lr``: see :class:`paretune.methods.warm.Warm`.
+    Further settings: see :class:`paretune.methods.ranking.Ranking`.
 
     Raises:
         PareError: A setting out of range.
@@ -60,8 +61,8 @@ class Ird(Warm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.normalise != "none":
-            raise PareError("ird: samples and weights are compared by one matrix; normalise must be 'none'")
+        if self.share == "scaled":
+            raise PareError("ird: samples and weights are compared by one matrix: share cannot be scaled")
         for setting, least in (("samples", 1), ("steps", 1), ("factor", 2), ("cache_bytes", 0)):
             value = getattr(self, setting)
             if value is not None and value < least:
@@ -79,18 +80,19 @@ class Ird(Warm):
         return self.under_warm_head(question, lambda: self._walk(question))
 
     def _walk(self, question: Question) -> Choice:
-        sizes = self._sizes(question)
+        tensors = self.ranks.competing(question, question.k * self.factor**self.steps)
+        sizes = self._sizes(question, tensors)
         first = fisher(
             question.model,
             question.task,
             samples=sizes[0][0],
             batch_size=self.batch_size,
             labels=self.labels,
-            tensors=[tensor.name for tensor in question.candidates],
+            tensors=[tensor.name for tensor in tensors],
             seed=question.seed,
             balanced=self.keep == "balanced",
         )
-        pool = {name: chosen for name, chosen in top_k(first.scores, sizes[0][1]).items() if len(chosen)}
+        pool = self.ranks.take(first.scores, sizes[0][1], question.seed)
         first.scores.clear()  # as large as the model
         evidence = Evidence(
             question.model, question.task, first.indices, self.batch_size, self.labels, question.seed
@@ -102,6 +104,7 @@ class Ird(Warm):
             Rung(np.arange(sizes[0][0]), np.arange(count)),
             sizes[1:],
             keep=self._keeper(question, first.indices, first.losses),
+            pick=self.ranks.pick({tensor.name: tensor.count for tensor in tensors}, pool, question.seed),
             order=self.order,
             nested=self.nested,
             pool=count,
@@ -112,7 +115,7 @@ class Ird(Warm):
         others = tuple(choice for choice in choices if choice is not chosen)
         return Choice(chosen.selections, notes=chosen.notes, others=others)
 
-    def _sizes(self, question: Question) -> list[tuple[int, int]]:
+    def _sizes(self, question: Question, tensors: tuple[Tensor, ...]) -> list[tuple[int, int]]:
         """(examples, weights) of every rung, widest first."""
         k, wide = question.k, self.factor**self.steps
         there = len(question.task.train)
@@ -122,7 +125,7 @@ class Ird(Warm):
                 f"ird: {samples} samples at the end need {samples * wide:,} at the start, train has "
                 f"{there:,}; use samples={max(1, there // wide)} or fewer steps"
             )
-        left = sum(tensor.count for tensor in question.candidates)
+        left = sum(tensor.count for tensor in tensors)
         powers = [self.factor**step for step in reversed(range(self.steps + 1))]
         return [(samples * power, min(left, k * power)) for power in powers]
 

@@ -2,27 +2,44 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import numpy as np
 
 from paretune.anatomy import Tensor
+from paretune.errors import PareError
 from paretune.methods.base import Choice, Question
+from paretune.methods.ranking import Within, competing
 from paretune.plan import Selection
 
 
 @dataclass(frozen=True)
 class Random:
-    """k entries drawn uniformly from all candidate entries, without replacement."""
+    """k entries drawn uniformly, without replacement.
+
+    Args:
+        within: ``blocks``: from the matrices of the model's blocks (from everything, where these hold less
+            than the budget); ``all``: from every tensor that may be selected.
+
+    Raises:
+        PareError: A setting out of range.
+    """
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "single weights at random: the control"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1.5e-2)
     sized: ClassVar[bool] = True
 
+    within: Within = "blocks"
+
+    def __post_init__(self) -> None:
+        if self.within not in get_args(Within):
+            raise PareError(f"within={self.within!r} is none of {', '.join(get_args(Within))}")
+
     def choose(self, question: Question) -> Choice:
         """Draw the mask; it differs by seed and by tensor."""
-        return Choice(random_entries(question.candidates, question.k, question.seed))
+        tensors = competing(question.candidates, self.within, question.k)
+        return Choice(random_entries(tensors, question.k, question.seed))
 
 
 def random_entries(candidates: Sequence[Tensor], k: int, seed: int) -> tuple[Selection, ...]:

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
-
-import torch
+from typing import TypeVar
 
 from paretune.errors import PareError
 from paretune.evidence.horizon import during_training
@@ -21,8 +19,6 @@ class Warm:
         warm_head: Train the head alone for so many steps before looking; afterwards it is as fresh as before.
             Default 0. A model without a head new to the task is looked at as it is.
         warm_lr: The rate of these steps.
-        normalise: ``none`` ranks all weights together, as published; ``tensor`` divides each tensor's scores
-            by their mean, so that steep tensors do not take all.
 
     Raises:
         PareError: A setting out of range.
@@ -30,13 +26,10 @@ class Warm:
 
     warm_head: int = 0
     warm_lr: float = 1e-2
-    normalise: Literal["none", "tensor"] = "none"
 
     def __post_init__(self) -> None:
         if self.warm_head < 0 or not self.warm_lr > 0:
             raise PareError(f"warm_head={self.warm_head} and warm_lr={self.warm_lr} must not be below 0")
-        if self.normalise not in ("none", "tensor"):
-            raise PareError(f"normalise={self.normalise!r} is neither 'none' nor 'tensor'")
 
     def under_warm_head(self, question: Question, look: Callable[[], Found]) -> Found:
         """Call ``look`` with the head trained; every weight is put back bit for bit."""
@@ -54,10 +47,3 @@ class Warm:
             seed=question.seed,
         )
         return found
-
-    def scales(self, scores: dict[str, torch.Tensor]) -> dict[str, float] | None:
-        """What each tensor's scores are multiplied by before they are ranked together."""
-        if self.normalise == "none":
-            return None
-        means = {name: float(values.double().mean()) for name, values in scores.items()}
-        return {name: 1 / mean if mean > 0 else 1.0 for name, mean in means.items()}
