@@ -51,7 +51,8 @@ def tune(
     """Choose what to train, train it, score it once on validation, and write everything into a folder.
 
     The folder holds ``request.json`` (what was asked), ``plan/``, ``sweep.json`` (with ``lr="sweep"``),
-    checkpoints while it trains, ``delta.safetensors`` and ``result.json``. With ``reselect`` the plan that
+    checkpoints while it trains, ``delta.safetensors``, ``result.json``, and ``logs/`` with what TensorBoard
+    reads (``report_to="tensorboard"``). With ``reselect`` the plan that
     training begins with is in ``first-plan/``, and the last one, the delta's, in ``plan/`` at the end. Called
     again with the same request, a finished run is read back and an interrupted one goes on where it was.
 
@@ -178,8 +179,16 @@ def tune(
         **(chosen_by or {}),
     }
     write_atomic(out / "result.json", json.dumps(result, indent=1))
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    _tidy(out / "checkpoints", logs=out / "logs")
     return result
+
+
+def _tidy(checkpoints: Path, logs: Path) -> None:
+    """Drop the checkpoints; what ``report_to`` wrote beside them is kept."""
+    if (checkpoints / "runs").exists():
+        shutil.rmtree(logs, ignore_errors=True)
+        (checkpoints / "runs").rename(logs)
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _finished(out: Path, request: dict[str, Any], beside: Sequence[str] = ()) -> dict[str, Any] | None:

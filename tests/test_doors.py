@@ -1,0 +1,135 @@
+"""The tunable model in the tools people have already: each takes it as it is."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+import paretune as pt
+from paretune.anatomy import base_digest
+from tests.tiny import tiny_model, tiny_rows, write_jsonl
+
+METHODS = (("random", "3%"), ("lora", "5%"), ("bitfit", None))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    train = write_jsonl(folder / "train.jsonl", tiny_rows("pair", 60))
+    validation = write_jsonl(folder / "validation.jsonl", tiny_rows("pair", 30, seed=1))
+    return pt.Task.from_files(train, validation, model=tiny_model("bert", folder / "bert"))
+
+
+def tunable(task, method, budget):
+    model = task.load_model()
+    return pt.attach(model, pt.choose(method, model, task, budget))
+
+
+def check(task, model):
+    """Trained, and nothing else: the delta on a fresh base scores the same; off, every bit is back."""
+    assert model.paretune.changed
+    scores = task.score(model)
+    fresh = task.load_model(seed=7)
+    model.delta().apply(fresh)
+    assert task.score(fresh) == scores
+    pt.detach(model)
+    assert base_digest(model, ()) == base_digest(task.load_model(), ())
+
+
+@pytest.mark.parametrize(("method", "budget"), METHODS)
+def test_transformers_trainer(task, tmp_path, method, budget):
+    model = tunable(task, method, budget)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=6,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    Trainer(model=model, args=arguments, train_dataset=task.train, data_collator=task.collate).train()
+    check(task, model)
+
+
+@pytest.mark.parametrize(("method", "budget"), METHODS)
+def test_accelerate(task, method, budget):
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = tunable(task, method, budget)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    loader = DataLoader(task.train, batch_size=8, shuffle=True, collate_fn=task.collate)
+    prepared, optimiser, loader = accelerator.prepare(model, optimiser, loader)
+    prepared.train()
+    for batch in loader:
+        with accelerator.accumulate(prepared):
+            accelerator.backward(prepared(**batch).loss)
+            accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+    check(task, accelerator.unwrap_model(prepared).eval())
+
+
+def test_a_loop_of_ones_own_in_a_notebook(task):
+    model = tunable(task, "random", "3%")
+    before = copy.deepcopy(model.state_dict())
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for batch in task.batches("train", 8):
+        model(**batch).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    changed = sum(int((before[name] != after[name]).sum()) for name in before)
+    assert 0 < changed <= model.paretune.plan.trained
+    check(task, model.eval())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "budget"), [("random", "1%"), ("lora", "5%")])
+def test_trl(tmp_path, method, budget):
+    trl = pytest.importorskip("trl", reason="trl is not installed: pip install trl")
+    from datasets import Dataset
+
+    rows = tiny_rows("prompt", 40)
+    task = pt.Task.from_rows(rows, model=tiny_model("gpt2", tmp_path / "gpt2"))
+    model = tunable(task, method, budget)
+    settings = trl.SFTConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=4,
+        learning_rate=1e-2,
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+    )
+    data = Dataset.from_list(rows)
+    trl.SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=task.tokenizer).train()
+    check_unscored(task, model)
+
+
+def check_unscored(task, model):
+    """As :func:`check`, by logits: the task has no validation part."""
+    model.eval()
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    assert model.paretune.changed
+    wanted = model(tokens).logits
+    fresh = task.load_model(seed=7).eval()
+    model.delta().apply(fresh)
+    torch.testing.assert_close(fresh(tokens).logits, wanted)
+    pt.detach(model)
+    assert base_digest(model, ()) == base_digest(task.load_model(), ())
+
+
+def test_tensorboard_gets_the_losses_and_tune_keeps_them(task, tmp_path):
+    pytest.importorskip("tensorboardX", reason="neither tensorboard nor tensorboardX is installed")
+    recipe = pt.Recipe(lr=1.0, steps=4, batch_size=8, checkpoints=0)
+    pt.tune(task, "random", "3%", tmp_path / "run", lr=1e-2, recipe=recipe, report_to="tensorboard")
+    events = [path.read_bytes() for path in (tmp_path / "run").rglob("events.out.tfevents.*")]
+    assert any(b"train/loss" in content for content in events)
