@@ -125,6 +125,9 @@ def _task(parser: Parser) -> None:
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
+_OVERLAP = (
+    "what holds where deltas disagree: nothing (%(default)s), the mean in the head alone, the mean, the last"
+)
 _PRECISION = (
     "fp32; amp: bf16 autocast over an fp32 base; bf16: base in bf16, fp32 masters for what is trained "
     "(%(default)s)"
@@ -235,7 +238,7 @@ def _delta(parser: Parser) -> None:
     apply.add_argument("--model", help="folder or Hub id of the base (default: the one it was trained on)")
     apply.add_argument("--out", type=Path, required=True, help="a new folder")
     merge = add("merge", "Make one delta out of several of one base.", nargs="+")
-    merge.add_argument("--overlap", default="error", choices=["error", "mean", "last"], help="(%(default)s)")
+    merge.add_argument("--overlap", default="error", choices=["error", "head", "mean", "last"], help=_OVERLAP)
     merge.add_argument("--out", type=Path, required=True, help="a new file")
     export = add("export", "Write a peft adapter; for deltas that are LoRA only.")
     export.add_argument("--out", type=Path, required=True, help="a new folder")

@@ -15,7 +15,7 @@ from paretune.delta.contents import AnyContents, Contents, Values
 from paretune.errors import PareError
 from paretune.plan import Granularity
 
-Overlap = Literal["error", "mean", "last"]
+Overlap = Literal["error", "head", "mean", "last"]
 
 
 def merge(deltas: Sequence[AnyContents], overlap: Overlap = "error") -> AnyContents:
@@ -27,7 +27,9 @@ def merge(deltas: Sequence[AnyContents], overlap: Overlap = "error") -> AnyConte
     Args:
         deltas: At least one; a single one comes back as it is.
         overlap: What holds where deltas disagree: ``error`` refuses, ``mean`` takes their mean (computed in
-            float64, whatever the order), ``last`` the value of the last one.
+            float64, whatever the order), ``last`` the value of the last one. ``head`` takes the mean in the
+            head and refuses elsewhere: for workers with disjoint masks, who all train the head; what each
+            changed of the rest is added up.
 
     Returns:
         The merged delta. Its task is what the tasks agree on, its info names the sources.
@@ -47,20 +49,30 @@ def merge(deltas: Sequence[AnyContents], overlap: Overlap = "error") -> AnyConte
     # Only under "last" does the order mean anything; otherwise no trace of it is left.
     ordered = list(deltas) if overlap == "last" else sorted(deltas, key=lambda delta: delta.digest)
     names = {name for delta in ordered for name in delta.tensors}
+    head = {name for delta in ordered for name in delta.head}
     sources = [_source(delta) for delta in ordered]
     return replace(
         ordered[0],
         plan_digest=hashlib.sha256(canonical_json(sources, "sources")).hexdigest(),
-        head=tuple(sorted({name for delta in ordered for name in delta.head})),
+        head=tuple(sorted(head)),
         task=reduce(_agreed, [delta.task for delta in ordered]),
         tensors={
-            name: _union(name, [d.tensors[name] for d in ordered if name in d.tensors], overlap)
+            name: _union(
+                name, [d.tensors[name] for d in ordered if name in d.tensors], _rule(overlap, name in head)
+            )
             for name in names
         },
         additions=tuple(addition for delta in ordered for addition in delta.additions),
         added={key: values for delta in ordered for key, values in delta.added.items()},
         info={"method": "merge", "overlap": overlap, "sources": sources},
     )
+
+
+def _rule(overlap: Overlap, in_head: bool) -> Overlap:
+    """What holds for one tensor."""
+    if overlap != "head":
+        return overlap
+    return "mean" if in_head else "error"
 
 
 def _check_bases(deltas: Sequence[Contents]) -> None:
@@ -131,7 +143,7 @@ def _resolve(name: str, parts: Sequence[Values], overlap: Overlap) -> tuple[np.n
         dtypes = " and ".join(sorted({dtype_name(part.values.dtype) for part in parts}))
         raise PareError(
             f"{name}: the deltas disagree on {int(differ.sum()):,} of {len(starts):,} values ({dtypes}); "
-            "say what holds: overlap='mean' or overlap='last'"
+            "say what holds: overlap='mean' or overlap='last'; 'head' is the mean in the head alone"
         )
     means = np.add.reduceat(values, starts) / (ends - starts)
     return places[starts], np.where(differ, means, values[starts])

@@ -157,15 +157,16 @@ def _plan(request: _Request, k: int | None) -> Plan:
 
 
 def _other(plan: Plan, parts: Anatomy, choice: Choice) -> Plan:
-    """A plan of another size that the same method call gave."""
+    """A plan that the same method call gave; one of another size is not of the budget that was asked for."""
+    same = sum(s.count for s in choice.selections) == sum(s.count for s in plan.selections)
     return replace(
         plan,
         selections=choice.selections,
         additions=choice.additions,
         places=places_of(parts, choice),
         notes=choice.notes,
-        asked=None,
-        budget=None,
+        asked=plan.asked if same else None,
+        budget=plan.budget if same else None,
     )
 
 

@@ -26,15 +26,15 @@ class Fish(Ranking):
         balanced: Draw as many examples of each class.
         batch_size: Examples in a forward pass; no influence but rounding.
         parts: Disjoint masks for so many workers: the best entries, as many as all masks hold, dealt out in
-            turn. Each is a plan of the budget's size, ``other-0`` to ``other-(parts - 1)``; the plan itself is
-            the first. Their deltas are put together by ``paretune delta merge --overlap head``.
+            turn. Each is a plan of the budget's size, ``other-0`` to ``other-(parts - 1)``; the plan itself
+            is the first. ``paretune delta merge --overlap head`` puts their deltas together.
 
     Further settings: see :class:`paretune.methods.ranking.Ranking`.
     """
 
     name: ClassVar[str] = "fish"
     summary: ClassVar[str] = "single weights of largest Fisher information (FISH Mask)"
-    learning_rates: ClassVar[tuple[float, ...]] = (5e-5, 2e-4, 5e-4, 1.5e-3)
+    learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
     sized: ClassVar[bool] = True
 
     samples: int | None = None

@@ -1,10 +1,16 @@
 """Masks for several workers: one ranking dealt out in turn, so that the masks are disjoint."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from paretune.errors import PareError
+from paretune.methods.base import Choice, Question
+from paretune.methods.entries import entries
 
 
 def deal(
@@ -39,3 +45,42 @@ def _at(scores: Tensor, indices: np.ndarray) -> np.ndarray:
     """The scores of some entries, float64."""
     places = torch.from_numpy(indices).to(scores.device)
     return scores.detach().reshape(-1)[places].double().cpu().numpy()
+
+
+def dealt_choice(
+    question: Question,
+    chosen: Mapping[str, np.ndarray],
+    scores: Mapping[str, Tensor],
+    parts: int,
+    notes: dict[str, Any],
+) -> Choice:
+    """The choice of part 0, and beside it those of all parts in order (none where there is one part).
+
+    Args:
+        question: What was asked.
+        chosen: The entries of all parts.
+        scores: What they were ranked by.
+        parts: How many.
+        notes: For each; a part's has its number and how many there are.
+    """
+    if parts == 1:
+        return Choice(entries(question, chosen), notes=notes)
+    dealt = tuple(
+        Choice(entries(question, mine), notes={**notes, "part": [number, parts]})
+        for number, mine in enumerate(deal(chosen, scores, parts))
+    )
+    return replace(dealt[0], others=dealt)
+
+
+def size_of_all(question: Question, parts: int) -> int:
+    """How many entries all parts take together.
+
+    Raises:
+        PareError: More than may be selected, or as ``question.k``.
+    """
+    left = sum(tensor.count for tensor in question.candidates)
+    if question.k * parts > left:
+        raise PareError(
+            f"{parts} disjoint masks of {question.k:,} weights are more than the {left:,} there are to select"
+        )
+    return question.k * parts

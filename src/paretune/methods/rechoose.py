@@ -27,10 +27,15 @@ def rechoose(plan: Plan, model: nn.Module, task: Task, step: int) -> Plan:
         The next plan, with how much of the mask stayed in ``notes["reselected"]``.
 
     Raises:
-        PareError: The plan has no budget or was made by hand, or as the method's ``choose``.
+        PareError: The plan has no budget, is one of several workers' or was made by hand, or as the method's
+            ``choose``.
     """
     if plan.budget is None:
         raise PareError("a plan without a budget, such as a further rung of a ladder, cannot be chosen again")
+    if plan.settings.get("parts", 1) > 1:
+        raise PareError(
+            "disjoint masks of several workers cannot be chosen again one by one: they would overlap"
+        )
     settings = {name: value for name, value in plan.settings.items() if name != "exclude"}
     method = make_method(plan.method, settings)
     # No part of the head is fresh any more: nothing is to be warmed up or treated apart on its account.
