@@ -1,7 +1,7 @@
 """The plan: which existing weights are trained and which modules are added, before anything trains.
 
-On disk a plan is a folder: ``plan.json``, and ``plan.safetensors`` with the indices when single rows,
-columns or entries are selected.
+On disk a plan is a folder: ``plan.json``, ``plan.safetensors`` with the indices when single rows, columns or
+entries are selected, and ``start.safetensors`` when training begins with other values than the pretrained.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import safetensors
+from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from paretune.budget import HeadRule
@@ -24,6 +25,7 @@ from paretune.selection import Granularity, Selection
 __all__ = ["Addition", "Base", "Granularity", "Plan", "Selection"]
 
 SCHEMA = 1
+START = "start.safetensors"
 OTHER = "other-"  # folders of the plans that came along
 
 
@@ -76,6 +78,8 @@ class Plan:
         notes: What the method has to say about the choice (JSON).
         versions: Versions of the packages that made it.
         others: Plans of other sizes that came with this one, such as the rungs of IRD's ladder.
+        start: Values that training begins with instead of the pretrained ones: by tensor (its selected
+            weights in C order, one-dimensional) or added tensor (``strategy:module:part``), float32.
 
     Raises:
         PareError: A tensor selected twice, more weights than the budget, or nothing to train at all.
@@ -97,6 +101,7 @@ class Plan:
     notes: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     others: tuple["Plan", ...] = ()
+    start: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         names = [selection.tensor for selection in (*self.selections, *self.head)]
@@ -133,6 +138,8 @@ class Plan:
         for selection in self.selections:
             if selection.indices is not None:
                 state.update(selection.tensor.encode() + selection.indices.astype("<i8").tobytes())
+        for name, values in sorted(self.start.items()):
+            state.update(name.encode() + values.astype("<f4").tobytes())
         return state.hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -148,7 +155,11 @@ class Plan:
         content = save_arrays(arrays) if arrays else b""
         if arrays:
             write_atomic(folder / "plan.safetensors", content)
-        extra = {"indices_sha256": hashlib.sha256(content).hexdigest(), "others": len(self.others)}
+        begun = save_arrays(self.start) if self.start else b""
+        if begun:
+            write_atomic(folder / START, begun)
+        extra: dict[str, Any] = {"start_sha256": hashlib.sha256(begun).hexdigest()} if begun else {}
+        extra |= {"indices_sha256": hashlib.sha256(content).hexdigest(), "others": len(self.others)}
         document = self.document() | extra
         write_atomic(folder / "plan.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
 
@@ -164,7 +175,8 @@ class Plan:
         arrays = _read_indices(folder, document)
         others = tuple(cls.load(folder / f"{OTHER}{n}") for n in range(document.get("others", 0)))
         try:
-            return replace(_from_document(document, arrays), others=others)
+            plan = _from_document(document, arrays)
+            return replace(plan, others=others, start=_read_start(folder, document))
         except (KeyError, TypeError, AttributeError) as problem:
             raise PareError(
                 f"{folder / 'plan.json'}: not a whole plan ({problem!r}); make it again"
@@ -242,6 +254,17 @@ def _read_indices(folder: Path, document: Mapping[str, Any]) -> dict[str, np.nda
         )
     arrays = dict(safetensors.deserialize(content))
     return {name: np.frombuffer(arrays[name]["data"], dtype="<i8").astype(np.int64) for name in wanted}
+
+
+def _read_start(folder: Path, document: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The values that training begins with, where the plan has some."""
+    if "start_sha256" not in document:
+        return {}
+    path = folder / START
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != document["start_sha256"]:
+        raise PareError(f"{path}: missing, damaged or of another plan; make the plan again")
+    return load_arrays(content)
 
 
 def _from_document(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Plan:

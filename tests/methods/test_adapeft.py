@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,13 +9,17 @@ from paretune.anatomy import anatomy
 from paretune.errors import PareError
 from paretune.evidence import fisher
 from paretune.evidence.curvature import Average
+from paretune.evidence.horizon import during_training
 from paretune.methods import choose
 from paretune.methods.adapeft import refuse_unusable
 from paretune.methods.items import native_items, rivals
 from paretune.methods.probe import halves
 from paretune.methods.transfer import retarget
+from paretune.plan import Plan
 from paretune.plan_table import WIDTH
+from paretune.search.trial import run_trial
 from paretune.task import Task
+from paretune.tuning import Recipe, attach, detach
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
 QUICK = {"samples": 32, "batch_size": 16}
@@ -141,6 +146,83 @@ def test_a_horizon_is_averaged(task):
     assert sum(found.notes["states"].values()) == 2 * len(found.notes["table"]["rows"])
 
 
+def after_the_horizon(task, model, steps):
+    """Every weight after the training that a horizon is."""
+    parameters = dict(model.named_parameters())
+
+    def look(number, optimiser):
+        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    settings = {"steps": steps, "probes": 1, "lr": 5e-5, "batch_size": 16}
+    return during_training(model, task, list(parameters.values()), look, **settings)[0]
+
+
+def test_going_on_begins_with_what_the_horizon_made_of_the_chosen_weights(task, tmp_path):
+    found = plan(task, horizon=0.5, probes=2, items="tensor", go_on=True)
+    rewound = plan(task, horizon=0.5, probes=2, items="tensor")
+    assert [s.tensor for s in found.selections] == [s.tensor for s in rewound.selections]
+    assert not rewound.start
+    assert found.digest != rewound.digest
+    model = task.load_model()
+    pretrained = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = after_the_horizon(task, model, round(0.5 * 3 * 54 / 16))
+    chosen = {s.tensor for s in (*found.selections, *found.head)}
+    assert set(found.start) == chosen
+    found.save(tmp_path / "plan")
+    attach(model, Plan.load(tmp_path / "plan"))
+    assert not model.paretune.changed
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained[name] if name in chosen else pretrained[name]), name
+    assert any(not torch.equal(trained[name], pretrained[name]) for name in chosen)
+    delta = model.delta()
+    logits = model.eval()(**next(task.batches("validation", 4))).logits
+    detach(model)
+    assert all(torch.equal(value, pretrained[name]) for name, value in model.state_dict().items())
+    with delta.apply(model):
+        assert torch.equal(model(**next(task.batches("validation", 4))).logits, logits)
+
+
+def test_going_on_takes_rows_and_added_modules_along(task, tmp_path):
+    found = plan(task, "30%", horizon=0.4, go_on=True, added="lora", size=2, row_blocks=4)
+    assert found.additions and any(s.granularity == "rows" for s in found.selections)
+    model = task.load_model()
+    attach(model, found)
+    delta = model.delta()
+    assert set(found.start) == set(delta.tensors) | set(delta.added)
+    held = {name: values.values for name, values in delta.tensors.items()} | delta.added
+    assert all(
+        np.array_equal(held[name].numpy().reshape(-1), v.reshape(-1)) for name, v in found.start.items()
+    )
+    assert any(values.any() for name, values in found.start.items() if "lora_B" in name)
+    outcome = run_trial(
+        task.load_model(), task, found, Recipe(lr=1e-3, steps=3, checkpoints=0), split="validation"
+    )
+    assert outcome.scores["loss"] > 0
+
+
+def test_a_damaged_start_is_refused(task, tmp_path):
+    plan(task, horizon=0.4, go_on=True, items="tensor").save(tmp_path)
+    path = tmp_path / "start.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PareError, match=r"start\.safetensors: missing, damaged"):
+        Plan.load(tmp_path)
+    path.unlink()
+    with pytest.raises(PareError, match=r"start\.safetensors: missing"):
+        Plan.load(tmp_path)
+
+
+def test_a_start_of_something_else_is_refused_and_the_model_is_as_it_was(task):
+    found = plan(task, horizon=0.4, go_on=True, items="tensor")
+    model = task.load_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for start in ({"nothing": np.ones(3, np.float32)}, {found.selections[0].tensor: np.ones(1, np.float32)}):
+        with pytest.raises(PareError, match="which it does not train so"):
+            attach(model, replace(found, start=start))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_shallow_copy_maps_to_the_whole(task):
     found = plan(task, probe_depth=0.5, items="tensor")
     assert found.count > 0.5 * found.budget
@@ -181,6 +263,9 @@ def test_retargeting_interpolates_in_relative_depth(task):
         ("10%", {"row_blocks": 0}, "row_blocks 0"),
         ("10%", {"lr": 0.0}, "lr 0"),
         ("10%", {"select": "joint", "estimator": "forward-fit"}, "joint needs a curvature"),
+        ("10%", {"go_on": True}, "give a horizon"),
+        ("10%", {"go_on": True, "horizon": 0.5, "probe_depth": 0.5}, "no probe_depth"),
+        ("10%", {"go_on": True, "horizon": 0.5, "added": "prefix"}, "add no prefix"),
         ("10%", {"score": "hessian"}, "score 'hessian' is none of"),
         ("10%", {"score": "slope", "estimator": "exact"}, "score=slope has no curvature"),
         ("10%", {"score": "fisher", "added": "prefix"}, "add no prefix"),

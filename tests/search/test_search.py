@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from paretune.budget import Budget
 from paretune.cli import main
+from paretune.delta import delta_bytes
 from paretune.errors import PareError
 from paretune.methods import choose
 from paretune.methods.design import Design
+from paretune.methods.designed import Designed
 from paretune.search.designs import DesignTrial, Feasible, read_prices
 from paretune.search.ration import Limits
 from paretune.search.search import read_search, search
@@ -80,7 +83,7 @@ def test_two_workers_score_as_one_does(task, tmp_path):
 
 
 def test_a_trial_can_go_to_another_process_and_is_reproducible(task):
-    prices, weights = read_prices(task.load_model(), task, "10%")
+    prices = read_prices(task.load_model(), task, "10%")
     space = make_space(prices, (1e-2,), 2)
     point = {name: options[0] for name, options in space.components.items()}
     trial = DesignTrial(task, "10%", space, RECIPE)
@@ -88,14 +91,40 @@ def test_a_trial_can_go_to_another_process_and_is_reproducible(task):
     first = trial(spec)
     again = pickle.loads(pickle.dumps(trial))(spec)  # noqa: S301 - our own bytes
     assert (first.score, first.loss) == (again.score, again.loss)
-    assert Feasible(space, prices, weights)(point) is None
-    assert "raise the budget" in Feasible(space, prices, 10)(point)
+    assert Feasible(space, prices, Budget.parse("10%"))(point) is None
+    assert "raise the budget" in Feasible(space, prices, Budget.parse(10))(point)
     assert trial(spec | {"point": {**point, "rate": "1e30"}}).score is None
+
+
+def test_a_budget_in_bytes_is_one_for_the_search_and_its_trials(task):
+    model = task.load_model()
+    prices = read_prices(model, task, "10KiB")
+    space = make_space(prices, (1e-2,), 2, ("bias", "lora", "adapter"))
+    names = [name for name in space.components if name.startswith("group ")]
+    point = {name: options[0] for name, options in space.components.items()}
+    for strategies in space.components[names[0]]:
+        point |= dict.fromkeys(names, strategies)
+        for kib in (3, 4, 6, 8, 12, 20, 40):
+            refused = Feasible(space, prices, Budget.parse(f"{kib}KiB"))(point)
+            method = Designed(**space.design(point).document())
+            if refused:
+                with pytest.raises(PareError):
+                    choose(method, model, task, f"{1024 * kib - 128}e-3KB")
+            else:
+                plan = choose(method, model, task, f"{kib}KiB")
+                assert 0.5 * 1024 * kib < delta_bytes(plan) <= 1024 * kib or strategies == "bias"
+
+
+def test_a_search_under_bytes(task, tmp_path):
+    result = search(task, "8KiB", tmp_path / "run", **SMALL, limits=TEN)
+    plan = choose("design", task.load_model(), task, "8KiB", file=str(tmp_path / "run" / "design.yaml"))
+    assert result["trials"] >= 6
+    assert 0.5 * 8192 < delta_bytes(plan) <= 8192
 
 
 def test_the_space_of_a_model(task):
     model = task.load_model()
-    prices, _ = read_prices(model, task, "10%")
+    prices = read_prices(model, task, "10%")
     space = make_space(prices, (1e-3, 1e-2))
     assert space.components["tuned"][0] == "1+2+3+4"
     assert len(space.components["tuned"]) == 10
@@ -107,7 +136,7 @@ def test_the_space_of_a_model(task):
         make_space(prices, (1e-3,), 0)
 
     model.config._attn_implementation = "flex_attention"
-    prices, _ = read_prices(model, task, "10%")
+    prices = read_prices(model, task, "10%")
     space = make_space(prices, (1e-3,))
     assert len(space.components["group 1"]) == 7
     assert any("cannot carry a prefix" in reason for reason in space.left_out)

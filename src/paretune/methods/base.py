@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from torch import nn
 
 from paretune.anatomy import Anatomy, Tensor
@@ -55,12 +56,14 @@ class Choice:
         additions: Modules to add.
         notes: What there is to say about the choice (JSON), kept in the plan.
         others: Further choices that came with it, of other sizes; each is kept as a plan of its own.
+        start: Values to begin training with, as in :class:`~paretune.plan.Plan`.
     """
 
     selections: tuple[Selection, ...] = ()
     additions: tuple[Addition, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     others: tuple["Choice", ...] = ()
+    start: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Method(Protocol):

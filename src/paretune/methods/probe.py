@@ -68,7 +68,13 @@ class Looking:
     seed: int
 
 
-def look(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking) -> Average:
+def look(
+    model: nn.Module,
+    task: Task,
+    items: Sequence[Item],
+    looking: Looking,
+    kept: dict[str, torch.Tensor] | None = None,
+) -> Average:
     """Probe every item, and average.
 
     LoRA and adapters start neutral and are attached together, so that one pass probes native weights and all
@@ -80,6 +86,8 @@ def look(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking) 
         task: The task.
         items: What competes; in the order of the result.
         looking: How.
+        kept: Is filled with what the last of the steps left: every tensor that was trained under its name in
+            the plain model, or ``strategy:module:part``. Not where there are prefixes, or no steps.
 
     Returns:
         The gains in the order of the items; `matrix` has zeros between prefixes and the others.
@@ -93,7 +101,7 @@ def look(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking) 
         )
     changing = [item.kind == "prefix" for item in items]
     if not any(changing):
-        return _phase(model, task, items, looking)
+        return _phase(model, task, items, looking, kept)
     prefixes = [item for item, prefix in zip(items, changing, strict=True) if prefix]
     others = [item for item, prefix in zip(items, changing, strict=True) if not prefix]
     second = _phase(model, task, prefixes, looking)
@@ -115,16 +123,24 @@ def halves(task: Task, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return drawn[some], np.delete(drawn, some)
 
 
-def _phase(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking) -> Average:
+def _phase(
+    model: nn.Module,
+    task: Task,
+    items: Sequence[Item],
+    looking: Looking,
+    kept: dict[str, torch.Tensor] | None = None,
+) -> Average:
     """The probes of items that are attached together."""
     beyond_head = looking.beyond_head and (looking.score, looking.estimator) == ("gain", "sampled-fisher")
-    with _attached(model, items) as groups:
+    with _attached(model, items) as (groups, keys):
         named = dict(model.named_parameters())
         head = [name for name in getattr(model, "paretune_head", ()) if name in named]
         mandatory = [Group(name, (Piece(name),)) for name in head if beyond_head]
         groups = [*groups, *mandatory]
 
         def probe(number: int, optimiser: torch.optim.Optimizer | None = None) -> Curvature:
+            if kept is not None and optimiser is not None and number == looking.probes - 1:
+                kept.update({keys[name]: named[name].detach().float().cpu().clone() for name in wanted})
             seed = looking.seed + 1000 * number
             first, second = halves(task, looking.samples, seed)
             if looking.score == "fisher":
@@ -155,10 +171,9 @@ def _phase(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking
             )
             return beyond(found, len(mandatory)) if mandatory else found
 
+        wanted = {piece.tensor for group in groups for piece in group.pieces} | set(head)
         if not looking.steps:
             return average([probe(0)])
-        wanted = {piece.tensor for group in groups for piece in group.pieces}
-        wanted |= set(head)
         found = during_training(
             model,
             task,
@@ -174,8 +189,12 @@ def _phase(model: nn.Module, task: Task, items: Sequence[Item], looking: Looking
 
 
 @contextmanager
-def _attached(model: nn.Module, items: Sequence[Item]) -> Iterator[list[Group]]:
-    """The items as groups of the model's tensors, with their added modules attached meanwhile."""
+def _attached(model: nn.Module, items: Sequence[Item]) -> Iterator[tuple[list[Group], dict[str, str]]]:
+    """The items as groups of the model's tensors, with their added modules attached meanwhile.
+
+    Gives the groups, and for each tensor's name in the model as it is now the one in the plain model, or its
+    `strategy:module:part`.
+    """
     before = {id(parameter): name for name, parameter in model.named_parameters()}
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     additions = [item.addition for item in items if item.addition is not None]
@@ -185,7 +204,9 @@ def _attached(model: nn.Module, items: Sequence[Item]) -> Iterator[list[Group]]:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         now = {before[key]: name for key, name in names.items() if key in before}
         added = mixture.tensors if mixture else {}
-        yield [Group(item.name, _pieces(item, now, names, added)) for item in items]
+        keys = {name: before[key] for key, name in names.items() if key in before}
+        keys |= {names[id(tensor)]: key for key, tensor in added.items()}
+        yield [Group(item.name, _pieces(item, now, names, added)) for item in items], keys
     finally:
         if mixture:
             mixture.detach()

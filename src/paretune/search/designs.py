@@ -11,16 +11,23 @@ from torch import nn
 
 from paretune.anatomy import anatomy
 from paretune.budget import Budget, HeadRule
-from paretune.errors import DivergedError, PareError
+from paretune.delta.estimate import largest_within
+from paretune.errors import BudgetError, DivergedError, PareError
 from paretune.methods import Question, choose
+from paretune.methods.base import whole
+from paretune.methods.design import Design
 from paretune.methods.designed import Designed
 from paretune.methods.prices import Prices
+from paretune.plan import Base, Plan
 from paretune.progress import set_quiet
 from paretune.search.jobs import Scored
 from paretune.search.space import RATE, Point, Space
 from paretune.search.trial import run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe
+
+
+SPARE = 64  # bytes: digests that are not known yet may compress less well
 
 
 @dataclass
@@ -102,20 +109,45 @@ class Feasible:
     Args:
         space: Where points come from.
         prices: Of the model.
-        budget: Number of weights.
+        budget: Number of weights, or bytes of delta.
+        head: Rule for the head.
     """
 
     space: Space
     prices: Prices
-    budget: int
+    budget: Budget
+    head: HeadRule = "outside"
 
     def __call__(self, point: Point) -> str | None:
         """Why the design of a point cannot be made; None when it can."""
         try:
-            self.prices.sizes(self.space.design(point), self.budget)
+            self._make(self.space.design(point))
         except PareError as problem:
             return str(problem)
         return None
+
+    def _make(self, design: Design) -> None:
+        """Size a design as `choose` will.
+
+        Raises:
+            PareError: It cannot be made.
+        """
+        parts = self.prices.question.anatomy
+        if self.budget.unit != "bytes":
+            weights = self.budget.resolve(parts.weights, parts.head_weights, self.head)
+            self.prices.sizes(design, weights)
+            return
+        dtype = next(self.prices.question.model.parameters()).dtype
+        name = str(getattr(self.prices.question.task, "model_id", ""))
+        base = Base(name, "0" * 64, str(dtype).removeprefix("torch."))
+
+        def attempt(weights: int) -> Plan:
+            choice = self.prices.choice(*self.prices.sizes(design, weights))
+            return Plan(base, choice.selections, choice.additions, whole(parts.head))
+
+        limit, width = int(self.budget.value) - SPARE, dtype.itemsize
+        if largest_within(limit, width, parts.head_weights, parts.weights, attempt, None) is None:
+            raise BudgetError(f"a delta of {self.budget} has no room for it; raise the budget")
 
 
 def read_prices(
@@ -126,15 +158,16 @@ def read_prices(
     head: HeadRule = "outside",
     exclude: Sequence[str] = (),
     settings: dict[str, dict[str, Any]] | None = None,
-) -> tuple[Prices, int]:
-    """The prices of a model, and the budget in weights.
+) -> Prices:
+    """The prices of a model.
 
     Raises:
         PareError: The budget does not fit the model.
     """
     parts = anatomy(model)
-    weights = Budget.parse(budget).resolve(parts.weights, parts.head_weights, head)
+    asked = Budget.parse(budget)
+    weights = None if asked.unit == "bytes" else asked.resolve(parts.weights, parts.head_weights, head)
     candidates = tuple(
         tensor for tensor in parts.body if not any(fnmatch.fnmatch(tensor.name, each) for each in exclude)
     )
-    return Prices(Question(model, task, parts, candidates, weights, 0), settings or {}), weights
+    return Prices(Question(model, task, parts, candidates, weights, 0), settings or {})

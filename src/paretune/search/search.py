@@ -76,7 +76,7 @@ def search(
     Budget.parse(budget)
     task.rows("heldout")
     model = task.load_model(seed=seed, dtype=recipe.dtype)
-    prices, weights = read_prices(model, task, budget, head=head, exclude=exclude, settings=settings)
+    prices = read_prices(model, task, budget, head=head, exclude=exclude, settings=settings)
     space = make_space(prices, rates, groups, strategies)
     request = {
         "model": task.model_id,
@@ -103,7 +103,7 @@ def search(
                 space=space,
                 book=book,
                 engine=running,
-                refusal=Feasible(space, prices, weights),
+                refusal=Feasible(space, prices, Budget.parse(budget), head),
                 limits=limits,
                 higher=task.higher_is_better,
                 seed=seed,
