@@ -133,3 +133,13 @@ def test_tensorboard_gets_the_losses_and_tune_keeps_them(task, tmp_path):
     pt.tune(task, "random", "3%", tmp_path / "run", lr=1e-2, recipe=recipe, report_to="tensorboard")
     events = [path.read_bytes() for path in (tmp_path / "run").rglob("events.out.tfevents.*")]
     assert any(b"train/loss" in content for content in events)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tensorbord", "did you mean 'tensorboard'"), ("swanlab", "pip install swanlab")],
+)
+def test_reporting_that_cannot_work_is_told_before_anything_is_written(task, tmp_path, name, said):
+    with pytest.raises(pt.PareError, match=said):
+        pt.tune(task, "random", "3%", tmp_path / "run", report_to=[name])
+    assert not (tmp_path / "run").exists()

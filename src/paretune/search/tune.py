@@ -19,6 +19,7 @@ from paretune.search.sweep import best_rate, sweep, sweep_table
 from paretune.search.trial import run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe, Reselection
+from paretune.tuning.reporting import check_reporting
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -89,6 +90,7 @@ def tune(
         Budget.parse(budget)
     again = Reselection(reselect, rechoose) if reselect is not None else None
     task.require_validation()
+    check_reporting(train_settings.get("report_to", "none"))
     request = {
         "method": method,
         "settings": settings or {},

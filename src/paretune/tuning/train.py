@@ -17,6 +17,7 @@ from paretune.plan import Plan
 from paretune.progress import is_quiet
 from paretune.task import Task
 from paretune.tuning.attach import Tunable, attach, detach
+from paretune.tuning.reporting import check_reporting
 from paretune.tuning.reselect import Reselection, Reselector
 from paretune.tuning.trainer import PLAN, DeltaTrainer, last_checkpoint
 
@@ -129,11 +130,13 @@ def train(
 
     Raises:
         PareError: No plan is attached, a setting is out of range, ``output_dir`` holds another run, the loss
-            is not finite, training changed nothing, or the plan's mask cannot be chosen again.
+            is not finite, training changed nothing, ``report_to`` cannot work, or the plan's mask cannot be
+            chosen again.
     """
     tunable = getattr(model, "paretune", None)
     if not isinstance(tunable, Tunable):
         raise PareError("no plan is attached to this model; attach one with paretune.attach(model, plan)")
+    check_reporting(report_to)
     recipe = recipe if recipe is not None else _recipe(settings)
     rows = examples if examples is not None else task.train
     output_dir = Path(output_dir)
