@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune.errors import PareError
+from paretune.files import write_atomic
 from paretune.plan import Addition, Base, Plan, Selection
 
 BASE = Base("somewhere/model", "ab" * 32, "float32")
@@ -181,3 +183,35 @@ def test_the_picture_fits_a_terminal():
     assert max(map(len, lines)) <= 80
     assert "540 weights of 1,200: 45.000% (asked: 45%)" in str(plan)
     assert any(line.split()[:2] == ["0", "500"] for line in lines)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_save_stopped_at_any_file_leaves_no_plan_or_a_whole_one(tmp_path, monkeypatch, others):
+    def plan(seed):
+        def part(number):
+            places = np.arange(seed, seed + 3 + number)
+            return Plan(BASE, (Selection("a", (30, 40), "entries", places),), seed=seed)
+
+        return replace(part(9), others=tuple(part(number) for number in range(others)))
+
+    for stop in range(2 * others + 2):
+        folder = tmp_path / str(stop)
+        plan(1).save(folder)
+        left = stop
+
+        def write(path, content):
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            write_atomic(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("paretune.plan.write_atomic", write)
+            with pytest.raises(KeyboardInterrupt):
+                plan(2).save(folder)
+        with pytest.raises(PareError, match="no plan there"):
+            Plan.load(folder)
+        plan(2).save(folder)
+        assert Plan.load(folder).digest == plan(2).digest
+        assert [o.digest for o in Plan.load(folder).others] == [o.digest for o in plan(2).others]

@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when it worked; 2 for input that cannot be used (one line says what, and the way out); 130 after
-        Ctrl-C (the same command goes on where it was); 1 when the system refused (a full disk).
+        Ctrl-C (the same command goes on where it was; choose, which writes at its end, starts anew); 1 when
+        the system refused (a full disk).
     """
     options = build_parser().parse_args(arguments)
     _prepare(options)
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"paretune: error: {problem}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("\nparetune: interrupted; the same command goes on where it was", file=sys.stderr)
+        then = "starts anew" if options.command == "choose" else "goes on where it was"
+        print(f"\nparetune: interrupted; the same command {then}", file=sys.stderr)
         return INTERRUPTED
     return OK
 

@@ -145,23 +145,28 @@ class Plan:
     def save(self, folder: str | Path) -> None:
         """Write the plan into a folder; ``plan.json`` comes last, so a half-written plan is never found.
 
+        Another plan that was there goes first: a kill at any moment leaves no plan or a whole one.
+
         Raises:
             OSError: The folder cannot be written.
         """
         folder = Path(folder)
-        for number, other in enumerate(self.others):
-            other.save(folder / f"{OTHER}{number}")
+        path, document = folder / "plan.json", self.document()
         arrays = {s.tensor: s.indices for s in self.selections if s.indices is not None}
         content = save_arrays(arrays) if arrays else b""
+        begun = save_arrays(self.start) if self.start else b""
+        document |= {"start_sha256": hashlib.sha256(begun).hexdigest()} if begun else {}
+        document |= {"indices_sha256": hashlib.sha256(content).hexdigest(), "others": len(self.others)}
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        if path.exists() and (self.others or path.read_bytes() != text.encode()):
+            path.unlink()
+        for number, other in enumerate(self.others):
+            other.save(folder / f"{OTHER}{number}")
         if arrays:
             write_atomic(folder / "plan.safetensors", content)
-        begun = save_arrays(self.start) if self.start else b""
         if begun:
             write_atomic(folder / START, begun)
-        extra: dict[str, Any] = {"start_sha256": hashlib.sha256(begun).hexdigest()} if begun else {}
-        extra |= {"indices_sha256": hashlib.sha256(content).hexdigest(), "others": len(self.others)}
-        document = self.document() | extra
-        write_atomic(folder / "plan.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
+        write_atomic(path, text)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Plan":
