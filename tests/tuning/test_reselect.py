@@ -182,6 +182,12 @@ def test_what_cannot_be_chosen_again_is_said_at_once(task, tmp_path):
     attach(model, choose("random", model, task, "20KB"))
     with pytest.raises(PareError, match="budget in bytes"):
         train(model, task, tmp_path, QUICK, reselect=EVERY)
+    detach(model)
+    plan = choose("random", model, task, "1%")
+    begun = {s.tensor: np.zeros(s.count, dtype=np.float32) for s in plan.selections}
+    attach(model, replace(plan, start=begun))
+    with pytest.raises(PareError, match="which values training begins with"):
+        train(model, task, tmp_path, QUICK, reselect=EVERY)
     with pytest.raises(PareError, match="every 0 steps"):
         Reselection(0, rechoose)
 

@@ -46,13 +46,17 @@ class Reselection:
         """Say at once what cannot work.
 
         Raises:
-            PareError: The plan has added modules or selects more than single entries, its budget is in
-                bytes, or the training has several processes.
+            PareError: The plan has added modules, selects more than single entries or holds values to begin
+                with, its budget is in bytes, or the training has several processes.
         """
         if plan.additions or any(s.granularity != "entries" for s in plan.selections) or not plan.selections:
             raise PareError(
                 f"the plan of {plan.method!r} does not select single entries only; choosing again is for "
                 "masks (fish, ird, gradient, random, magnitude)"
+            )
+        if plan.start:
+            raise PareError(
+                "the plan says which values training begins with; with masks chosen again there are none"
             )
         if plan.asked is not None and Budget.parse(plan.asked).unit == "bytes":
             raise PareError(
