@@ -273,7 +273,7 @@ def main() -> None:
             publish(lines)
         return
     size = (
-        {"examples": 192, "rounds": 3, "loop_examples": 16}
+        {"examples": 128, "rounds": 3, "loop_examples": 16}
         if arguments.quick
         else {"examples": 512, "rounds": 7, "loop_examples": 64}
     )
