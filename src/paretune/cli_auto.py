@@ -27,7 +27,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     Raises:
         PareError: As :func:`paretune.search.auto.auto`, or an option that auto settles itself.
     """
-    for name in ("set", "plan", "lr"):
+    for name in ("set", "plan", "lr", "reselect"):
         if getattr(options, name):
             raise PareError(f"--{name}: --method auto settles that itself; leave it out, or name a method")
     if options.budget is not None and options.for_bytes is not None:
