@@ -132,7 +132,7 @@ class Mixture:
             np.array([k]),
             (*rivals(items), *_exclusions(items, entries)),
         )
-        found = knapsack(problem)
+        found = knapsack(problem, front=False)
         if not found.chosen:
             raise BudgetError(
                 f"mixture: no part with a predicted gain fits the budget of {k:,} weights; raise it, or look "

@@ -78,12 +78,14 @@ def prefix(problem: Problem) -> Subset:
     return _growing(problem, problem.worth(), lambda taken: float(problem.gains[list(taken)].sum()))
 
 
-def knapsack(problem: Problem) -> Subset:
-    """The best subset that fits, by branch and bound (scipy's HiGHS); the front is solved size by size."""
+def knapsack(problem: Problem, front: bool = True) -> Subset:
+    """The best subset that fits, by branch and bound (scipy's HiGHS); the front, where wanted, size by size."""
     items = problem.worth()
     if not items:
         return Subset((), 0.0)
     chosen, gap = _solve(problem, items)
+    if not front:
+        return Subset(tuple(sorted(chosen)), float(problem.gains[chosen].sum()), gap=gap)
     smallest, total = problem.costs[0, items].min(), problem.costs[0, items].sum()
     sizes = sorted({int(size) for size in np.geomspace(smallest, total, FRONT_SIZES).round()} | {int(total)})
     steps = []

@@ -1,6 +1,7 @@
 """``tune --method auto``: evidence narrows the field, short trials decide, the winner is trained."""
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from paretune.search.shelf import Shelf
 from paretune.search.threads import threads_of
 from paretune.search.tune import tune
 from paretune.task import Task
-from paretune.tuning import Recipe
+from paretune.tuning import Recipe, attach, detach, train
 
 EQUIVALENTS = 6.0  # whole trainings in all, the winner's included
 FOLDER = "auto"  # below the run folder
@@ -40,7 +41,7 @@ KEPT = 5  # candidates that go to trials
 KINDS: tuple[tuple[tuple[str, float], ...], ...] = (
     (("mixture", 4.0), ("mixture:added=", 4.0)),
     (("lora:targets=all", 0.0), ("lora:targets=peft", 0.0), ("adapter", 0.0), ("prefix", 0.0), ("s4", 0.0)),
-    (("fish", 1.0), ("fish:normalise=tensor", 1.0), ("gradient:normalise=tensor", 1.0)),
+    (("fish", 1.0), ("fish:power=0", 1.0), ("gradient", 1.0)),
     (("random", 0.0),),
     (("adapeft", 1.5),),
     (("bitfit", 0.0),),
@@ -49,6 +50,7 @@ CONTROLS = ("random",)  # evidence has nothing to say about these: trials have
 PREDICTING = 0.9  # passes over its examples that the prediction for a plan takes: half of them, then forwards
 EVIDENCE = 40.0  # one pass looks at such a part of the examples of a whole training
 FEWEST, MOST = 16, 512  # examples
+WARM, WARM_RATE = 0.05, 1e-2  # share of the steps, and rate, at which the head is trained before predictions
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ def _field(
     if not candidates:
         raise PareError(f"nothing can be tried: {skipped[0].method}: {skipped[0].reason}")
     passes = sum(PREDICTING + texts[_text(each)] for each in candidates)
-    cost = passes * samples / examples
+    cost = passes * samples / examples + WARM
     sized = [
         replace(each, settings=each.settings | {"samples": samples}) if texts[_text(each)] else each
         for each in candidates
@@ -291,8 +293,9 @@ def _predictions(
     if not missing:
         return found
     model = task.load_model(seed=seed, dtype=recipe.dtype)
-    # Half precision is too coarse to look a little to both sides.
-    fine = model if recipe.dtype == torch.float32 else task.load_model(seed=seed)
+    # A model of its own: its head is trained, and half precision is too coarse to look to both sides.
+    fine = task.load_model(seed=seed)
+    _warm(fine, task, recipe, seed)
     shelf = Shelf(objective.plans)
     for each in track(missing, "evidence"):
         try:
@@ -316,6 +319,23 @@ def _predictions(
         )
         book.note("predicted", found)
     return found
+
+
+def _warm(model: torch.nn.Module, task: Task, recipe: Recipe, seed: int) -> None:
+    """Train the head a little: a fresh one's gradients say hardly more than which class is the commoner."""
+    if not anatomy(model).head:
+        return
+    plan = choose("head", model, task, seed=seed)
+    attach(model, plan, check=False)
+    steps = max(2, round(WARM * recipe.total_steps(len(task.train))))
+    with tempfile.TemporaryDirectory(prefix="paretune-") as nowhere:
+        short = replace(recipe, lr=WARM_RATE, steps=steps, precision="fp32", checkpoints=0)
+        train(model, task, nowhere, short, seed=seed)
+    head = {name: parameter.detach().clone() for name, parameter in model.paretune.trained.items()}  # type: ignore[operator,union-attr]
+    detach(model)
+    with torch.no_grad():
+        for name, values in head.items():
+            model.get_parameter(name).copy_(values)
 
 
 def _narrowed(candidates: Sequence[Candidate], predicted: dict[str, float]) -> list[Candidate]:

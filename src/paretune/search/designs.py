@@ -26,7 +26,6 @@ from paretune.search.trial import run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe
 
-
 SPARE = 64  # bytes: digests that are not known yet may compress less well
 
 

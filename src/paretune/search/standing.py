@@ -71,7 +71,8 @@ def standing(candidate: Candidate, results: Iterable[Result], higher: bool) -> S
         if spec.share == share:
             by_rate.setdefault(spec.lr, []).append((spec, scored))
     found = [_at_rate(candidate, lr, share, rows, higher) for lr, rows in by_rate.items()]
-    return max(found, key=lambda each: (each.lr not in bad, len(each.scores), each.worth))
+    # Of equals the lower rate, whichever was finished first.
+    return max(found, key=lambda each: (each.lr not in bad, len(each.scores), each.worth, -each.lr))
 
 
 def _at_rate(candidate: Candidate, lr: float, share: float, rows: Sequence[Result], higher: bool) -> Standing:
@@ -85,7 +86,8 @@ def rates_of(candidate: Candidate, results: Iterable[Result], share: float, high
     """A candidate's learning rates by their scores at a share, best first; those without one are left out."""
     rows = [r for r in results if r[0].candidate == candidate.name and r[0].share == share]
     good = [_at_rate(candidate, r[0].lr, share, [r], higher) for r in rows if r[1].score is not None]
-    return list(dict.fromkeys(each.lr for each in sorted(good, key=lambda each: each.worth, reverse=True)))
+    ranked = sorted(good, key=lambda each: (each.worth, -each.lr), reverse=True)
+    return list(dict.fromkeys(each.lr for each in ranked))
 
 
 def told_apart(best: Standing, others: Sequence[Standing]) -> dict[str, Interval]:
