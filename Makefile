@@ -49,9 +49,10 @@ check: $(VENV)/dev.done
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/demo.done
+bench: $(VENV)/dev.done browser
 	$(BIN)/python -m benchmarks.step --quick
 	$(BIN)/python -m benchmarks.delta --quick
+	$(BIN)/python -m benchmarks.page --quick
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,6 +38,8 @@ def test_the_page_works_and_stays_offline(run, tmp_path):
         page = opened.page
         opened.open(file)
 
+        opened.draw_all()
+
         # A point under the mouse: hover text, and the panel with plan, settings, seeds and command.
         point = page.locator("#front .scatterlayer .trace").nth(2).locator(".point").first
         box = point.bounding_box()
@@ -80,7 +82,7 @@ def test_the_page_works_and_stays_offline(run, tmp_path):
 
         # Another cost, another plan, another tensor.
         page.select_option("#cost", "step_seconds")
-        page.wait_for_function("document.querySelector('#front .xtitle').textContent.includes('seconds')")
+        page.wait_for_selector("#front .xtitle:has-text('seconds')")
         labels = page.locator("#plan option").all_inner_texts()
         page.select_option("#plan", label=next(label for label in labels if label.startswith("ird")))
         assert page.locator(".plan:visible .map .heatmaplayer .hm").count() == 1
@@ -100,6 +102,7 @@ def test_the_page_works_and_stays_offline(run, tmp_path):
         page.emulate_media(color_scheme="dark")
         opened.open(file)
         assert page.evaluate(ground) != light
+        opened.draw_all()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         page.screenshot(path=tmp_path / "phone_dark.png", full_page=True)
         quiet(opened, file)
@@ -114,6 +117,7 @@ def test_the_page_works_and_stays_offline(run, tmp_path):
         write_report(bad)
         opened.requests.clear()
         opened.open(bad / "report.html")
+        opened.draw_all()
         for button in page.locator("#candidates .pick").all()[:3]:
             button.click()
         assert page.evaluate("window.hacked") is None

@@ -69,9 +69,9 @@
       if (place >= 0) Plotly.Fx.hover(front, [{ curveNumber: curve, pointNumber: place }]);
     }
   };
-  const waiting = [];
+  const waiting = new Map(); // element -> draws what is in it, when it comes near the screen
   if (front) {
-    waiting.push(drawFront().then(() => {
+    waiting.set(front, () => drawFront().then(() => {
       const take = (event) => show(event.points[0].customdata);
       front.on("plotly_hover", take);
       front.on("plotly_click", take);
@@ -86,10 +86,6 @@
       });
     }
   }
-  for (const name of ["predicted", "rates", "losses"]) {
-    if (figures[name]) waiting.push(draw(document.getElementById(name), figures[name]));
-  }
-
   // Plans: one is shown at a time.
   const showPlan = (place) => {
     for (const part of all(".plan")) part.hidden = part.dataset.plan !== place;
@@ -109,7 +105,11 @@
   const plan = document.getElementById("plan");
   if (plan) {
     plan.addEventListener("change", () => showPlan(plan.value));
-    waiting.push(showPlan(plan.value));
+    waiting.set(plan.closest("section"), () => showPlan(plan.value));
+  }
+  for (const name of ["predicted", "rates", "losses"]) {
+    const element = document.getElementById(name);
+    if (element) waiting.set(element, () => draw(element, figures[name]));
   }
 
   // Tables.
@@ -167,7 +167,20 @@
   });
   systemDark.addEventListener("change", repaint);
 
-  Promise.all(waiting).then(() => {
-    root.dataset.drawn = String(performance.now());
-  });
+  // What is on the screen first; the rest when it is scrolled to, or printed.
+  const drawNow = async (elements) => {
+    for (const element of elements.filter((each) => waiting.has(each))) {
+      const step = waiting.get(element);
+      waiting.delete(element);
+      watcher.unobserve(element);
+      await step();
+    }
+    root.dataset.drawn ??= String(performance.now());
+  };
+  const watcher = new IntersectionObserver((entries) => {
+    drawNow(entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target));
+  }, { rootMargin: "300px" });
+  for (const element of waiting.keys()) watcher.observe(element);
+  if (!waiting.size) drawNow([]);
+  addEventListener("beforeprint", () => drawNow([...waiting.keys()]));
 })();
