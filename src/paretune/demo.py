@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from paretune.anatomy import base_digest
 from paretune.delta import Delta
 from paretune.errors import PareError
@@ -96,7 +98,7 @@ def _shown(plan: Plan) -> str:
 def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Path) -> dict[str, Any]:
     """Show a command, run it in a process of its own, and read its result."""
     lines = (
-        ["--method", method, "--budget", BUDGET, "--lr", rate, "--epochs", str(EPOCHS)],
+        ["--method", method, "--budget", BUDGET, "--lr", rate, "--epochs", str(EPOCHS), *_precision()],
         ["--train", str(files[0]), "--validation", str(files[1])],
         ["--out", str(out)],
     )
@@ -105,6 +107,13 @@ def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Pa
     said = call(["tune", "--model", str(model), *itertools.chain(*lines)])
     print("\n".join(said.splitlines()[-3:]), flush=True)
     return json.loads((out / "result.json").read_text())
+
+
+def _precision() -> list[str]:
+    """bf16 autocast where the machine multiplies in it, which takes half the time; else fp32."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = torch.cuda.is_available() or any(known[name] for name in known if name.endswith("bf16"))
+    return ["--precision", "amp"] if fast else []
 
 
 def call(arguments: Sequence[str]) -> str:
