@@ -12,8 +12,8 @@ from typing import Any
 
 from experiments.runner import Job, best_rates, read, run
 from paretune.files import write_atomic
-from paretune.methods import METHODS
-from paretune.search.tune import default_rate
+from paretune.methods import make_method
+from paretune.search.tune import middle
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 BUDGET = "0.5%"
@@ -27,9 +27,11 @@ def variants() -> list[tuple[str, str, str | None, dict[str, Any]]]:
         ("lora all linears", "lora", BUDGET, {"targets": "all"}),
         ("lora query+value", "lora", BUDGET, {"targets": "peft"}),
         ("random", "random", BUDGET, {}),
+        ("random everywhere", "random", BUDGET, {"within": "all"}),
         ("magnitude", "magnitude", BUDGET, {}),
         ("gradient", "gradient", BUDGET, {}),
         ("fish", "fish", BUDGET, {}),
+        ("fish, published", "fish", BUDGET, {"reading": "published"}),
         ("full", "full", None, {}),
     ]
 
@@ -54,14 +56,16 @@ def main() -> None:
             Job(task, method, lr, budget, settings, steps=steps[task], split="heldout", label=label)
             for task in options.tasks
             for label, method, budget, settings in chosen
-            for lr in METHODS[method].learning_rates
+            for lr in make_method(method, settings).learning_rates
         ]
     )
     run(tuning, path)
     rates = best_rates(read(path))
     if options.default_rates:
         rates = {
-            (task, label): default_rate(method) for task in options.tasks for label, method, *_ in chosen
+            (task, label): middle(make_method(method, settings).learning_rates)
+            for task in options.tasks
+            for label, method, _, settings in chosen
         }
     final = [
         Job(task, method, rates[task, label], budget, settings, seed=seed, steps=steps[task], label=label)

@@ -122,6 +122,13 @@ def test_settings_out_of_range(settings):
         make_method("fish", settings)
 
 
+def test_the_largest_scores_get_a_lower_range_of_rates():
+    usual = make_method("fish", {}).learning_rates
+    for settings in ({"reading": "published"}, {"power": 0.0}):
+        assert make_method("fish", settings).learning_rates[-1] < usual[-1]
+    assert make_method("fish", {"reading": "published", "power": 0.25}).learning_rates == usual
+
+
 def test_ird_compares_by_one_matrix():
     with pytest.raises(PareError, match="share cannot be scaled"):
         make_method("ird", {"share": "scaled"})

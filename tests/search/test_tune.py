@@ -6,9 +6,9 @@ import torch
 
 from paretune.delta import Delta
 from paretune.errors import PareError
-from paretune.methods import METHODS
+from paretune.methods import METHODS, choose, make_method
 from paretune.search.sweep import best_rate, sweep, sweep_table
-from paretune.search.tune import default_rate, tune
+from paretune.search.tune import middle, rates_of, tune
 from paretune.task import Task
 from paretune.tuning import Recipe
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
@@ -141,4 +141,7 @@ def test_ties_go_to_the_lower_loss(task):
 def test_sweep_and_default_rates(task, tmp_path):
     result = tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr="sweep")
     assert result["lr"] in METHODS["random"].learning_rates
-    assert default_rate("random") in METHODS["random"].learning_rates
+    model = task.load_model()
+    for settings in ({}, {"reading": "published"}):
+        plan = choose("fish", model, task, "3%", samples=16, exclude=["*query*"], **settings)
+        assert middle(rates_of(plan)) == make_method("fish", settings).learning_rates[2]

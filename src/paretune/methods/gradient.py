@@ -25,7 +25,7 @@ class Gradient(Ranking):
 
     name: ClassVar[str] = "gradient"
     summary: ClassVar[str] = "single weights of largest mean gradient"
-    learning_rates: ClassVar[tuple[float, ...]] = (5e-5, 2e-4, 5e-4, 1.5e-3)
+    learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
     sized: ClassVar[bool] = True
 
     samples: int | None = None

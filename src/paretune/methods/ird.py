@@ -44,7 +44,7 @@ class Ird(Ranking):
 
     name: ClassVar[str] = "ird"
     summary: ClassVar[str] = "samples and single weights chosen together by Fisher information (IRD)"
-    learning_rates: ClassVar[tuple[float, ...]] = (5e-5, 2e-4, 5e-4, 1.5e-3)
+    learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
     sized: ClassVar[bool] = True
 
     samples: int | None = None

@@ -23,6 +23,7 @@ from paretune.methods.warm import Warm
 
 Within = Literal["blocks", "all"]
 Share = Literal["even", "scaled", "global"]
+LOW_RATES = (5e-5, 2e-4, 5e-4, 1.5e-3)
 _CHUNK = 1 << 22
 
 
@@ -66,6 +67,8 @@ class Ranking(Warm):
                 )
         if self.power is not None and not 0 <= self.power <= 8:
             raise PareError(f"power={self.power} is outside 0 to 8")
+        if not self.ranks.power:  # steep weights move the loss ten times as fast: this one's range is lower
+            object.__setattr__(self, "learning_rates", LOW_RATES)
 
     @property
     def ranks(self) -> "Ranks":

@@ -61,7 +61,7 @@ class Candidate:
     @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates that are sensible for it, ascending."""
-        return METHODS[self.method].learning_rates
+        return make_method(self.method, self.settings).learning_rates
 
     @property
     def is_reference(self) -> bool:

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,15 @@ from paretune.tuning.reporting import check_reporting
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def default_rate(method: str) -> float:
-    """The learning rate a method gets when none is asked for: the middle of its range."""
-    rates = METHODS[method].learning_rates
+def rates_of(plan: Plan) -> tuple[float, ...]:
+    """The learning rates that suit a plan's method under its settings, ascending."""
+    kind = METHODS[plan.method]
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in plan.settings.items() if name in known}).learning_rates
+
+
+def middle(rates: Sequence[float]) -> float:
+    """The learning rate when none is asked for: the middle of the range."""
     return rates[len(rates) // 2]
 
 
@@ -136,13 +142,13 @@ def tune(
 
     start = time.perf_counter()
     if lr == "sweep":
-        rates = METHODS[method].learning_rates
+        rates = rates_of(plan)
         table = out / "sweep.json"
         rows = sweep(model, task, plan, recipe, rates, seed=seed, table=table, reselect=again)
         recipe = replace(recipe, lr=best_rate(rows, task))
         say(sweep_table(rows, task.metric, recipe.lr))
     else:
-        recipe = replace(recipe, lr=default_rate(method) if lr is None else lr)
+        recipe = replace(recipe, lr=middle(rates_of(plan)) if lr is None else lr)
     seconds["sweep"] = time.perf_counter() - start
 
     outcome = run_trial(
