@@ -237,6 +237,23 @@ def test_lower_is_better_turns_the_front_round(front):
     assert line["y"][-1] == min(candidate.score for candidate in report.candidates)
 
 
+def test_predictions_are_compared_by_rank_among_those_trained_to_the_end(front):
+    assert read_report(front).prediction["n"] == 24
+    document = front_document()
+    for n, candidate in enumerate(document["candidates"]):
+        candidate |= {"score": 0.5 + n / 100, "predicted": float(n), "share": 1.0 if n < 5 else 0.25}
+    write_front(front, document)
+    assert read_report(front).prediction == {"n": 5, "spearman": pytest.approx(1.0)}
+    document["request"]["higher_is_better"] = False
+    write_front(front, document)
+    assert read_report(front).prediction["spearman"] == pytest.approx(-1.0)
+    for candidate in document["candidates"]:
+        candidate["score"] = 0.5
+    write_front(front, document)
+    assert read_report(front).prediction is None
+    page_of(front)  # scores that are all the same are drawn too
+
+
 def test_candidates_that_were_stopped_on_the_way_are_open_and_on_no_front(front):
     document = front_document()
     best = max(document["candidates"], key=lambda candidate: candidate["score"])

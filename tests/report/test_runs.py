@@ -6,6 +6,7 @@ import pytest
 
 from paretune.cli import OK, main
 from paretune.errors import PareError
+from paretune.methods import METHODS
 from paretune.report import read_report, write_report
 from paretune.report.figures import figures
 from tests.report.test_report import page_of
@@ -49,7 +50,7 @@ def test_tune_leaves_a_report_of_what_it_did(tuned):
     assert document["kind"] == "tune" and document["missing"] == []
     assert f"{result['score']:.4f}" in document["recommendation"]["text"]
     assert "One run under one seed" in document["recommendation"]["text"]
-    assert [p["lr"] for p in document["rates"][0]["points"]] == [5e-5, 2e-4, 5e-4, 1.5e-3]
+    assert tuple(p["lr"] for p in document["rates"][0]["points"]) == METHODS["ird"].learning_rates
     assert document["rates"][0]["chosen"] == result["lr"]
     assert len(document["plans"][0]["kept"]) == 8
     assert (tuned / "report.html").stat().st_size > 1e6

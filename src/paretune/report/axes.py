@@ -35,6 +35,16 @@ def error_bars(rows: Sequence[tuple[float | None, float | None, float | None]], 
     }
 
 
+def score_axis(metric: str, scores: Sequence[float | None]) -> Figure:
+    """The axis of scores; scores that are all the same do not make it span whole numbers."""
+    values = [score for score in scores if score is not None]
+    axis: Figure = {"title": {"text": said(metric)}}
+    if values and max(values) - min(values) < 1e-9:
+        room = max(0.1 * abs(values[0]), 0.01)
+        axis["range"] = [values[0] - room, values[0] + room]
+    return axis
+
+
 def log_ticks(values: Sequence[float], form: str) -> Figure:
     """Ticks at 1, 2 and 5 times powers of ten, written in the axis's own form."""
     positive = [value for value in values if value > 0]

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from paretune.report.axes import COLOURS, DASHES, SYMBOLS, Figure, chart_layout, error_bars, log_ticks, said
+from paretune.report.axes import (
+    COLOURS,
+    DASHES,
+    SYMBOLS,
+    Figure,
+    chart_layout,
+    error_bars,
+    log_ticks,
+    said,
+    score_axis,
+)
 from paretune.report.document import Report
 
 LOSS_CURVES = 12  # drawn at most
@@ -47,7 +57,8 @@ def rate_curves(report: Report, style: dict[str, Any]) -> Figure:
         )
     rates = [point["lr"] for row in report.rates for point in row["points"] if point["lr"]]
     axis = {"title": {"text": "learning rate"}, "type": "log", **log_ticks(rates, "g")}
-    return {"data": traces, "layout": chart_layout(axis, {"title": {"text": said(report.metric)}})}
+    scores = [point["score"] for row in report.rates for point in row["points"]]
+    return {"data": traces, "layout": chart_layout(axis, score_axis(report.metric, scores))}
 
 
 def _of_steps(share: float | None) -> str:

@@ -34,6 +34,8 @@ class Report:
         plans: As :func:`paretune.report.plans.plan_document`.
         stages: The stages of a search, as :class:`paretune.search.outcome.Outcome`.
         design: The found design of a search as YAML, or empty.
+        prediction: ``n`` candidates that were trained to the end and ``spearman``, the rank correlation of
+            their predicted gains with their scores; None where fewer than three were predicted.
         cost: ``trials``, ``equivalents`` in whole trainings, wall ``seconds``; None where not known.
     """
 
@@ -53,6 +55,7 @@ class Report:
     plans: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     design: str = ""
+    prediction: dict[str, float] | None = None
     cost: dict[str, float | None] = field(
         default_factory=lambda: {"trials": None, "equivalents": None, "seconds": None}
     )

@@ -8,7 +8,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from paretune.report.axes import COLOURS, SYMBOLS, Figure, chart_layout, error_bars, log_ticks, said, written
+from paretune.report.axes import (
+    COLOURS,
+    SYMBOLS,
+    Figure,
+    chart_layout,
+    error_bars,
+    log_ticks,
+    said,
+    score_axis,
+    written,
+)
 from paretune.report.curves import loss_curves, rate_curves
 from paretune.report.document import Report
 from paretune.report.maps import plan_figures
@@ -75,7 +85,7 @@ def _front(report: Report, scored: Sequence[Candidate], cost: str, style: dict[s
             traces.append(_points(part, report, cost, at, style[method], part is parts[-1], named))
     title, form = COSTS[cost]
     axis = {"title": {"text": title}, "type": "log", **log_ticks([_cost(c, cost) for c in known], form)}
-    return {"data": traces, "layout": chart_layout(axis, {"title": {"text": said(report.metric)}})}
+    return {"data": traces, "layout": chart_layout(axis, score_axis(report.metric, [c.score for c in known]))}
 
 
 def _points(
@@ -182,21 +192,9 @@ def _hover(candidate: Candidate, report: Report, cost: str) -> str:
 
 
 def _predicted(report: Report, scored: Sequence[Candidate], style: dict[str, Any]) -> Figure:
-    """Measured over predicted score, with the line on which both are the same."""
+    """Measured score over the gain that was predicted before anything was trained."""
+    traces: list[Figure] = []
     known = [candidate for candidate in scored if candidate.predicted is not None]
-    values = [v for c in known for v in (c.score, c.predicted) if v is not None]
-    ends = [min(values), max(values)]
-    traces: list[Figure] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "as predicted",
-            "x": ends,
-            "y": ends,
-            "line": {"dash": "dot", "color": "#888888"},
-            "hoverinfo": "skip",
-        }
-    ]
     for method in dict.fromkeys(candidate.method for candidate in known):
         colour, symbol = style[method]
         mine = [candidate for candidate in known if candidate.method == method]
@@ -208,14 +206,18 @@ def _predicted(report: Report, scored: Sequence[Candidate], style: dict[str, Any
                 "x": [candidate.predicted for candidate in mine],
                 "y": [candidate.score for candidate in mine],
                 "error_y": error_bars([(c.score, c.low, c.high) for c in mine], colour),
-                "marker": {"color": colour, "symbol": symbol, "size": 10},
+                "marker": {
+                    "color": colour,
+                    "symbol": [symbol if _is_whole(report, each) else f"{symbol}-open" for each in mine],
+                    "size": 10,
+                },
                 "hoverinfo": "text",
                 "hovertext": [
-                    f"<b>{said(c.name)}</b><br>predicted {c.predicted:.4f}<br>measured {c.score:.4f}"
+                    f"<b>{said(c.name)}</b><br>predicted gain {c.predicted:.3g}"
+                    f"<br>{said(report.metric)} {c.score:.4f}"
                     for c in mine
                 ],
             }
         )
-    metric = said(report.metric)
-    x, y = {"title": {"text": f"predicted {metric}"}}, {"title": {"text": f"measured {metric}"}}
-    return {"data": traces, "layout": chart_layout(x, y)}
+    y = score_axis(report.metric, [candidate.score for candidate in known])
+    return {"data": traces, "layout": chart_layout({"title": {"text": "predicted gain"}}, y)}

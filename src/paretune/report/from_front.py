@@ -53,6 +53,7 @@ def front_report(run: Path) -> Report:
         rates=lr_rows(trials, candidates),
         cost=_cost(get, path),
     )
+    report.prediction = _prediction(report)
     _say_missing(report)
     _add_plans(report, run)
     return report
@@ -65,6 +66,22 @@ def _recommendation(get: Fields, path: Path) -> dict[str, Any] | None:
     said = Fields(row, f"{path}: recommendation")
     equals = [str(name) for name in said.list("equals")]
     return {"text": said.text("text"), "candidate": said.text("candidate"), "equals": equals}
+
+
+def _prediction(report: Report) -> dict[str, float] | None:
+    """How well the order by predicted gain is the order by score, among those trained to the end."""
+    whole = max((c.share or 0 for c in report.candidates), default=0)
+    sign = 1 if report.higher_is_better else -1
+    pairs = [
+        (c.predicted, sign * c.score)
+        for c in report.candidates
+        if c.predicted is not None and c.score is not None and c.share == whole
+    ]
+    if len(pairs) < 3 or any(len(set(column)) == 1 for column in zip(*pairs, strict=True)):
+        return None
+    from scipy.stats import spearmanr  # only fronts with predictions pay for it
+
+    return {"n": len(pairs), "spearman": float(spearmanr(pairs).statistic)}
 
 
 def _cost(get: Fields, path: Path) -> dict[str, float | None]:
