@@ -84,20 +84,25 @@ def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
     set_quiet(True)
     jobs = list(jobs)
     done = {row["key"]: row for row in read(path)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     for number, job in enumerate(jobs):
         if job.key in done:
             continue
         row = {"key": job.key, **asdict(job), **_run(job), "machine": describe()}
         done[job.key] = row
-        with path.open("a") as file:
-            file.write("\n" * (not _ends_whole(path)) + json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(row, path)
         score = row.get("score")
         said = row["failed"] if score is None else f"{score:.4f}"
         print(f"{number + 1}/{len(jobs)} {job.task} {job.label or job.method} {job.lr:g} s{job.seed}: {said}")
     return [done[job.key] for job in jobs]
+
+
+def append(row: dict[str, Any], path: Path) -> None:
+    """One more line in a results file, on the disk when this returns; a half line before it is closed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write("\n" * (not _ends_whole(path)) + json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _ends_whole(path: Path) -> bool:
