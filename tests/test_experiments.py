@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import adapeft, design_space, runner
+from experiments import adapeft, design_space, front, runner
 from experiments.adapeft_choices import compared
 from experiments.runner import Job, best_rates, run
 from paretune.errors import BudgetError, PareError
@@ -129,3 +129,22 @@ def test_a_budget_that_holds_nothing_is_a_row_and_an_error_ends_the_run(tmp_path
 def test_every_variant_is_a_method_with_those_settings():
     for label, method, _, settings in [*adapeft.fronts(), *adapeft.controls()]:
         assert make_method(method, settings).name == method, label
+
+
+def test_the_page_of_auto_is_written_from_whatever_there_is():
+    options = argparse.Namespace(steps=300, methods=["random", "full"])
+    budgets = [("mrpc", "0.5%"), ("cola", "0.5%"), ("mrpc", "0.1%")]
+    rows = [
+        row("mrpc", "auto 0.5%", "auto", "0.5%", 0.86, seed=100)
+        | {"chosen": "lora all 0.5%", "chosen_lr": 1e-3, "auto": {"equivalents": {"total": 5.5}}},
+        row("mrpc", "random 0.5%", "random", "0.5%", 0.82, seed=100),
+        row("mrpc", "random 0.5%", "random", "0.5%", 0.84, seed=101),
+        row("mrpc", "random 0.5%", "random", "0.5%", 0.99, seed=0, split="heldout"),
+        failed("cola", "auto 0.5%", "auto", "0.5%", seed=100),
+    ]
+    text = front.page(rows, budgets, options)
+    assert "| auto | 86.0 (86.0 to 86.0, 1) | none |  |" in text
+    assert "| random | 83.0 (82.0 to 84.0, 2) | none |  |" in text
+    assert "| mrpc | 100 | lora all 0.5% | 0.001 | 5.5 |" in text
+    found = front.summary(rows, budgets[:1])
+    assert (round(found["auto"], 6), found["best_single"][0], found["full"]) == (86.0, "random", None)

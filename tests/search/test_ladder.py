@@ -40,3 +40,9 @@ def test_what_cannot_be_afforded_is_none_and_fewer_seeds_are_kept():
 @pytest.mark.parametrize(("count", "expected"), [(1, [3]), (2, [3, 4]), (4, [3, 4, 2, 1]), (9, [3, 4, 2, 1])])
 def test_middle_rates_come_first(count, expected):
     assert middle_first([1, 2, 3, 4], count) == expected
+
+
+def test_the_default_auto_leaves_room_for_evidence_and_the_winner():
+    found = affordable(AUTO_LADDERS, [4] * 5, 0, lambda cost: cost.equivalents <= 4.4, seeds=2)
+    assert found is not None
+    assert found.carried == 2  # two rates are compared again for longer
