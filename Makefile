@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch einconv einops linear_operator opt_einsum
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow browser check bench clean
+.PHONY: help demo test test-slow browser check bench docs clean
 
 help:
 	@echo "make demo       choose, train, ship and compare on built-in data (minutes on two cores)"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slow  the long tests"
 	@echo "make check      ruff and mypy"
 	@echo "make bench      speed and memory against peers"
+	@echo "make docs       the documentation as a site, in site/"
 	@echo "make clean      remove what the other targets left, the virtual environment included"
 
 demo: $(VENV)/demo.done
@@ -54,8 +55,12 @@ bench: $(VENV)/dev.done browser
 	$(BIN)/python -m benchmarks.delta --quick
 	$(BIN)/python -m benchmarks.page --quick
 
+docs: $(VENV)/docs.done
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so that an interrupted set-up is done again.
@@ -69,4 +74,8 @@ $(VENV)/demo.done: pyproject.toml constraints.txt
 $(VENV)/dev.done: $(VENV)/demo.done
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,report,search,dev]'
 	@$(BIN)/python -m pip install -qq -c constraints.txt --no-deps $(ORACLE)
+	@touch $@
+
+$(VENV)/docs.done: $(VENV)/demo.done
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
 	@touch $@
