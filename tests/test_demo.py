@@ -40,6 +40,7 @@ def story(tmp_path_factory):
         patch.setattr(demo, "call", call)
         patch.setattr(demo, "BUDGET", "10%")
         patch.setattr(demo, "EPOCHS", 1)
+        patch.setattr(demo, "FRONT_STEPS", 4)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             demo.run(root / "out")
         yield root, printed.getvalue(), calls
@@ -50,7 +51,18 @@ def test_one_command_a_method_is_shown_and_run(story):
     shown = printed.replace("\\\n", "").replace("$MODEL", str(root / "model"))
     commands = [line.split()[2:] for line in shown.splitlines() if line.startswith("$ ")]
     assert commands == calls
-    assert [command[command.index("--method") + 1] for command in commands] == [run[0] for run in demo.RUNS]
+    *tuned, front = commands
+    assert [command[command.index("--method") + 1] for command in tuned] == [run[0] for run in demo.RUNS]
+    assert front[0] == "front"
+
+
+def test_it_ends_with_a_front_and_one_sentence_of_advice(story):
+    root, printed, _ = story
+    advice = json.loads((root / "out/front/front.json").read_text())["recommendation"]
+    end = printed.partition("Which to take?")[2]
+    assert " ".join(advice["text"].split()) in " ".join(end.split())
+    assert "* on the front" in end
+    assert max(map(len, end.partition("candidate")[2].partition("Everything")[0].splitlines())) <= 80
 
 
 def test_the_table_has_the_results_and_fits(story):

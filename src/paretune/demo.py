@@ -1,4 +1,4 @@
-"""The whole story on built-in data: methods side by side at one budget, a table, maps, and a proof.
+"""The whole story on built-in data: methods side by side at one budget, a table, maps, a proof, and a front.
 
 Every method is tuned by the real command line in a process of its own, so that its peak memory is its own
 and what is shown is what one would type. Called again, finished runs are read back and an interrupted one
@@ -25,6 +25,8 @@ from paretune.delta import Delta
 from paretune.errors import PareError
 from paretune.plan import Plan
 from paretune.plan_table import front_table, readable_bytes
+from paretune.search.front_file import read_front
+from paretune.search.front_table import front_table as candidate_table
 from paretune.task import Task
 from paretune.task.demo import model_folder, write_data
 
@@ -40,6 +42,8 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("adapeft", "3e-3"),
     ("s4", "5e-3"),
 )
+FRONT = ("head", "lora", "random")  # against each other under several seeds, at the end
+FRONT_STEPS, FRONT_TRIALS, FRONT_SEEDS = 60, 16, 2  # a whole training there; in all; of what goes to the end
 MAPPED = ("fish", "adapeft", "s4")  # whose plans are shown
 SHOWN = 66  # most characters of an example
 LOSS_TOLERANCE = 1e-4  # relative: libraries may add up in another order when memory lies differently
@@ -69,6 +73,10 @@ def run(out: Path) -> None:
     task = Task.from_files(*files, model=model)
     for result in results:
         print(f"  {prove(task, out / result['method'] / 'delta.safetensors', result)}", flush=True)
+    print(
+        "\nWhich to take? Short trials under several seeds, scored on the held-out part of train", flush=True
+    )
+    _front(model, files, out / "front")
     print(f"\nEverything is in {out}: plans, deltas, results. With your own data:")
     print("  paretune tune --model MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl \\")
     print(f"      --method fish --budget {BUDGET} --lr sweep --out RUN")
@@ -107,6 +115,20 @@ def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Pa
     said = call(["tune", "--model", str(model), *itertools.chain(*lines)])
     print("\n".join(said.splitlines()[-3:]), flush=True)
     return json.loads((out / "result.json").read_text())
+
+
+def _front(model: Path, files: tuple[Path, Path], out: Path) -> None:
+    """Show a command, run it in a process of its own, and print its table and its advice."""
+    size = ["--steps", str(FRONT_STEPS), "--trials", str(FRONT_TRIALS), "--seeds", str(FRONT_SEEDS)]
+    lines = (
+        ["--methods", *FRONT, "--budgets", BUDGET, *size, *_precision()],
+        ["--train", str(files[0]), "--validation", str(files[1])],
+        ["--out", str(out)],
+    )
+    shown = " \\\n    ".join(["paretune front --model $MODEL", *map(shlex.join, lines)])
+    print(f"\n$ {shown}", flush=True)
+    call(["front", "--model", str(model), *itertools.chain(*lines)])
+    print(f"\n{candidate_table(read_front(out))}", flush=True)
 
 
 def _precision() -> list[str]:
