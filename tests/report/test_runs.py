@@ -9,6 +9,7 @@ from paretune.errors import PareError
 from paretune.methods import METHODS
 from paretune.report import read_report, write_report
 from paretune.report.figures import figures
+from tests.report.runs import front_run
 from tests.report.test_report import page_of
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
@@ -141,3 +142,16 @@ def test_a_damaged_or_newer_search_is_refused(searched, tmp_path):
     (tmp_path / "search.json").write_text(json.dumps(source))
     written = write_report(tmp_path)
     assert any("study.journal is not there" in sentence for sentence in written.missing)
+
+
+def test_auto_has_two_pages_as_soon_as_there_is_something_to_show(tuned, tmp_path, plans, capsys):
+    run = tmp_path / "run"
+    front_run(run / "auto", plans)
+    assert main(["report", str(run)]) == OK  # the trials are done, nothing is tuned yet
+    assert (run / "auto/report.html").exists() and not (run / "report.html").exists()
+    for name in ("request.json", "result.json"):
+        (run / name).write_bytes((tuned / name).read_bytes())
+    assert main(["report", str(run)]) == OK
+    assert json.loads((run / "report.json").read_text())["kind"] == "tune"
+    assert json.loads((run / "auto/report.json").read_text())["kind"] == "front"
+    assert str(run / "report.html") in capsys.readouterr().out
