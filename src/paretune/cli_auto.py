@@ -7,6 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from paretune.budget import Budget
+from paretune.cli_engine import engine_of
 from paretune.cli_front import Live, task_words
 from paretune.cli_tuned import print_tuned
 from paretune.errors import PareError
@@ -35,6 +36,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     memory = None if options.for_memory is None else _bytes("--for-memory", options.for_memory)
     if options.for_bytes is not None:
         _bytes("--for-bytes", options.for_bytes)
+    engine = engine_of(options)
     with Live() as live:
         set_quiet(True)  # the one line is enough: no bar for every trial
         result = auto(
@@ -44,7 +46,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
             memory=memory,
             limits=Limits(None, options.minutes, options.workers),
             recipe=recipe,
-            engine=options.engine,
+            engine=engine,
             seed=options.seed,
             head=options.head,
             exclude=options.exclude,

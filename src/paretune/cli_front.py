@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from paretune.cli_engine import engine_of
 from paretune.progress import is_quiet, set_quiet
 from paretune.search.field import FIELD
 from paretune.search.front import Progress, front
@@ -57,6 +58,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
         PareError: As :func:`paretune.search.front.front`.
     """
     limits = Limits(options.trials, options.minutes, options.workers)
+    engine = engine_of(options)
     with Live() as live:
         set_quiet(True)  # the one line is enough: no bar for every trial
         result = front(
@@ -67,7 +69,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
             limits=limits,
             seeds=options.seeds,
             recipe=recipe,
-            engine=options.engine,
+            engine=engine,
             seed=options.seed,
             head=options.head,
             exclude=options.exclude,

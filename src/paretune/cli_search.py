@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from paretune.cli_engine import engine_of
 from paretune.errors import PareError, near
 from paretune.methods.designed import Designed
 from paretune.progress import is_quiet, set_quiet
@@ -60,6 +61,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     for name in strategies:
         if name not in STRATEGIES:
             raise PareError(f"--strategies {name}: there is no such{near(name, STRATEGIES)}")
+    engine = engine_of(options)
     with Live() as live:
         set_quiet(True)  # the one line is enough: no bar for every trial
         result = search(
@@ -67,7 +69,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
             options.budget,
             options.out,
             limits=limits,
-            engine=options.engine,
+            engine=engine,
             rates=options.lr or Designed.learning_rates,
             groups=options.groups,
             strategies=strategies,

@@ -8,7 +8,7 @@ from typing import Any
 from paretune.errors import PareError
 from paretune.plan_table import readable_bytes
 
-ONLY_AUTO = ("for_memory", "for_bytes", "minutes", "engine")
+ONLY_AUTO = ("for_memory", "for_bytes", "minutes", "engine", "address", "trial_cpus", "trial_gpus")
 
 
 def print_tuned(result: dict[str, Any], out: Path, as_json: bool) -> None:

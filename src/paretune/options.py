@@ -187,8 +187,11 @@ def _front(parser: Parser) -> None:
 
 
 def _engine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--engine", help="who runs trials: here, workers (default: by --workers)")
+    group.add_argument("--engine", help="who runs trials: here, workers, ray (default: by --workers)")
     group.add_argument("--workers", type=int, default=1, help="trials at a time (%(default)s)")
+    group.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster's head (RAY_ADDRESS)")
+    group.add_argument("--trial-cpus", type=float, metavar="N", help="of the cluster, for a trial (1)")
+    group.add_argument("--trial-gpus", type=float, metavar="N", help="such as 0.5, for a trial (0)")
 
 
 def _search(parser: Parser) -> None:

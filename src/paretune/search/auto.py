@@ -17,7 +17,7 @@ from paretune.methods import choose, make_method
 from paretune.plan import Plan
 from paretune.progress import track
 from paretune.search.book import Book
-from paretune.search.engines import make_engine
+from paretune.search.engines import Cluster, make_engine
 from paretune.search.field import Candidate, Skipped, make_field
 from paretune.search.front import JOURNAL, Progress, Recorder, refuse_other
 from paretune.search.front_file import Words
@@ -74,7 +74,7 @@ def auto(
     memory: int | None = None,
     limits: Limits | None = None,
     recipe: Recipe | None = None,
-    engine: str | None = None,
+    engine: str | Cluster | None = None,
     seed: int = 0,
     head: HeadRule = "outside",
     exclude: Sequence[str] = (),
@@ -151,7 +151,7 @@ def auto(
         if memory is not None:
             say(f"budget {budget}, and at most {memory / 2**30:.2f} GiB of memory")
         objective = FrontTrial(
-            task, recipe, folder / "plans", head, tuple(exclude), memory, threads_of(limits.workers)
+            task, recipe, folder / "plans", head, tuple(exclude), memory, threads_of(limits.workers, engine)
         )
         candidates, skipped, evidence = _field(
             task, recipe, parts, budget, seed=seed, head=head, exclude=exclude

@@ -4,6 +4,7 @@ import fnmatch
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from paretune.plan import Base, Plan
 from paretune.progress import set_quiet
 from paretune.search.jobs import Scored
 from paretune.search.space import RATE, Point, Space
-from paretune.search.trial import run_trial
+from paretune.search.trial import folders_of, run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe
 
@@ -53,6 +54,16 @@ class DesignTrial:
     exclude: tuple[str, ...] = ()
     threads: int | None = None
     _model: tuple[int, nn.Module] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """Folders that must be wherever it runs."""
+        return folders_of(self.task)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """Nothing: all that comes of a trial is in its result."""
+        return ()
 
     def __call__(self, spec: dict[str, Any]) -> Scored:
         """Train and score a point.

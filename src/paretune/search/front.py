@@ -11,7 +11,7 @@ from paretune.budget import HeadRule
 from paretune.errors import PareError
 from paretune.files import write_atomic
 from paretune.search.book import Book
-from paretune.search.engines import make_engine
+from paretune.search.engines import Cluster, make_engine
 from paretune.search.field import FIELD, Skipped, make_field
 from paretune.search.front_file import FrontFile, Words, candidate_row, trial_row
 from paretune.search.front_trial import FrontSpec, FrontTrial
@@ -58,7 +58,7 @@ def front(
     limits: Limits | None = None,
     seeds: int = 3,
     recipe: Recipe | None = None,
-    engine: str | None = None,
+    engine: str | Cluster | None = None,
     seed: int = 0,
     head: HeadRule = "outside",
     exclude: Sequence[str] = (),
@@ -132,7 +132,7 @@ def front(
         recorder = Recorder(
             out, request, parts.weights, skipped, Words(words, recipe, head, exclude, seed), task, show
         )
-        threads = threads_of(limits.workers)
+        threads = threads_of(limits.workers, engine)
         objective = FrontTrial(task, recipe, out / "plans", head, tuple(exclude), threads=threads)
         limited = limits.trials is not None or limits.minutes is not None
         running = make_engine(objective, engine, limits.workers)

@@ -15,7 +15,7 @@ from paretune.methods import choose, make_method
 from paretune.progress import set_quiet
 from paretune.search.jobs import Job, Scored
 from paretune.search.shelf import Kept, Shelf
-from paretune.search.trial import run_trial
+from paretune.search.trial import folders_of, run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe
 
@@ -75,6 +75,16 @@ class FrontTrial:
     most_bytes: int | None = None
     threads: int | None = None
     _model: tuple[int, nn.Module] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """Folders that must be wherever it runs."""
+        return folders_of(self.task)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        """The folder of plans, which must be the same one wherever it runs."""
+        return (self.plans,)
 
     def __call__(self, spec: dict[str, Any]) -> Scored:
         """Choose (once for each candidate and seed), train and score.

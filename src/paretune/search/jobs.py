@@ -1,7 +1,9 @@
 """A trial to run, and what came of it; what the trial is about is the objective's affair."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -49,4 +51,19 @@ class Objective(Protocol):
         Raises:
             PareError: It cannot be done at all; a training that diverges is a result instead.
         """
+        ...
+
+
+@runtime_checkable
+class NeedsFolders(Protocol):
+    """An objective that reads or writes folders: every machine that runs it must have them."""
+
+    @property
+    def reads(self) -> Sequence[Path]:
+        """What must be there."""
+        ...
+
+    @property
+    def writes(self) -> Sequence[Path]:
+        """What must be the same folder everywhere, and not one of the same name."""
         ...

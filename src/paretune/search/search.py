@@ -12,7 +12,7 @@ from paretune.files import write_atomic
 from paretune.methods.designed import Designed
 from paretune.search.book import Book
 from paretune.search.designs import DesignTrial, Feasible, read_prices
-from paretune.search.engines import make_engine
+from paretune.search.engines import Cluster, make_engine
 from paretune.search.outcome import Outcome, stage_table
 from paretune.search.ration import Limits
 from paretune.search.space import RATE, Space, make_space
@@ -31,7 +31,7 @@ def search(
     out: str | Path,
     *,
     limits: Limits | None = None,
-    engine: str | None = None,
+    engine: str | Cluster | None = None,
     rates: Sequence[float] = Designed.learning_rates,
     groups: int = 4,
     strategies: Sequence[str] = tuple(STRATEGIES),
@@ -94,7 +94,8 @@ def search(
     }
     for reason in space.left_out:
         say(f"left out: {reason}")
-    objective = DesignTrial(task, budget, space, recipe, head, tuple(exclude), threads_of(limits.workers))
+    threads = threads_of(limits.workers, engine)
+    objective = DesignTrial(task, budget, space, recipe, head, tuple(exclude), threads)
     book = Book(out / JOURNAL, request, task.higher_is_better)
     try:
         running = make_engine(objective, engine, limits.workers)

@@ -38,6 +38,12 @@ class Outcome:
     plan: Plan
 
 
+def folders_of(task: Task) -> tuple[Path, ...]:
+    """Folders that a trial reads: the checkpoint's, unless it comes from the Hub."""
+    folder = Path(task.model_id)
+    return (folder,) if folder.is_dir() else ()
+
+
 def run_trial(
     model: nn.Module,
     task: Task,
