@@ -63,7 +63,8 @@ def main() -> None:
         run(tuning(options, steps), path)
         run(final(options, steps, best_rates(read(path))), path)
         overlaps(options)
-    rows = [row for row in read(path) if row["split"] == "validation" and row["task"] in steps]
+    wanted = {job.key for job in final(options, steps, best_rates(read(path)))}
+    rows = [row for row in read(path) if row["key"] in wanted]
     verdicts = write_page(rows, path)
     print(json.dumps({"runs": len(rows), "cells": verdicts}))
 

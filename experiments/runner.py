@@ -26,6 +26,7 @@ from paretune.task import Task
 from paretune.tuning import Recipe
 
 SHARED = Path(os.environ.get("PARETUNE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
+NOISE = 0.02  # scores of one seed differ by more than this under another
 METRICS = {"mrpc": "f1", "cola": "matthews", "stsb": "spearman"}
 
 
@@ -156,14 +157,18 @@ def _plan(job: Job, task: Task, model: torch.nn.Module) -> Plan:
     return choose(job.method, model, task, job.budget, seed=job.seed, exclude=job.exclude, **job.settings)
 
 
-def best_rates(rows: Sequence[dict[str, Any]], higher_is_better: bool = True) -> dict[tuple[str, str], float]:
-    """By (task, label): the learning rate of the best held-out score; the lower loss decides a tie."""
-    best: dict[tuple[str, str], dict[str, Any]] = {}
+def best_rates(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """By (task, label): the learning rate of the best held-out score.
+
+    Scores within ``NOISE`` of the best count as equal under one seed; the lower held-out loss decides.
+    """
+    tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["split"] != "heldout" or "failed" in row:
-            continue
-        place = (row["task"], row["label"] or row["method"])
-        worth = (row["score"], -row["scores"]["loss"])
-        if place not in best or worth > (best[place]["score"], -best[place]["scores"]["loss"]):
-            best[place] = row
-    return {place: row["lr"] for place, row in best.items()}
+        if row["split"] == "heldout" and "failed" not in row:
+            tried.setdefault((row["task"], row["label"] or row["method"]), []).append(row)
+    return {place: _best(found)["lr"] for place, found in tried.items()}
+
+
+def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    top = max(row["score"] for row in rows)
+    return min((row for row in rows if row["score"] >= top - NOISE), key=lambda row: row["scores"]["loss"])
