@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,8 @@ def test_bad_requests_leave_no_folder(task, folder, tmp_path):
     with pytest.raises(PareError, match="cannot read budget"):
         auto(task, tmp_path / "run", budget="some", recipe=RECIPE)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(PareError, match=r"whole training of 64 examples is too short .*--steps"):
+        auto(task, tmp_path / "short", budget="5%", recipe=replace(RECIPE, steps=4))
     with pytest.raises(PareError, match="training the head alone takes"):
         auto(task, tmp_path / "run", memory=2**20, recipe=RECIPE)
 

@@ -50,6 +50,7 @@ CONTROLS = ("random",)  # evidence has nothing to say about these: trials have
 PREDICTING = 0.9  # passes over its examples that the prediction for a plan takes: half of them, then forwards
 EVIDENCE = 40.0  # one pass looks at such a part of the examples of a whole training
 FEWEST, MOST = 16, 512  # examples
+LEAST = 0.5  # whole trainings that must be left for trials
 WARM, WARM_RATE = 0.05, 1e-2  # share of the steps, and rate, at which the head is trained before predictions
 
 
@@ -270,6 +271,11 @@ def _field(
         raise PareError(f"nothing can be tried: {skipped[0].method}: {skipped[0].reason}")
     passes = sum(PREDICTING + texts[_text(each)] for each in candidates)
     cost = passes * samples / examples + WARM
+    if cost > EQUIVALENTS - 1 - LEAST:
+        raise PareError(
+            f"auto: a whole training of {examples} examples is too short to be looked into: the evidence "
+            f"alone would be worth {cost:.1f} of it; give more --steps or --epochs, or name a --method"
+        )
     sized = [
         replace(each, settings=each.settings | {"samples": samples}) if texts[_text(each)] else each
         for each in candidates
