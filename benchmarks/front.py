@@ -149,10 +149,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         task = small_task(base / "model", 64, 160)
-        steps = 60 if options.quick else 200
+        steps = 40 if options.quick else 200
         rounds = [overhead(task, base / f"overhead{n}", steps) for n in range(1 if options.quick else 3)]
         found |= rounds[0] | {"overhead": statistics.median(each["overhead"] for each in rounds)}
-        found |= speedup(task, base / "speed", steps, 8 if options.quick else 20)
+        found |= speedup(task, base / "speed", steps, 6 if options.quick else 20)
         found |= default_auto(task, base / "auto", 32 if options.quick else 200)
         found |= default_front(task, base / "front", 8 if options.quick else 100)
     print(json.dumps({**found, "machine": describe()}))
