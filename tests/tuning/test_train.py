@@ -334,3 +334,21 @@ def test_the_plan_survives_its_folder(task, tmp_path):
     again = weights_after(task, Plan.load(tmp_path / "plan"), tmp_path / "a")
     for name, tensor in weights_after(task, plan, tmp_path / "b").items():
         assert torch.equal(again[name], tensor), name
+
+
+def test_a_model_comes_back_from_autocast(task, tmp_path):
+    model = task.load_model()
+    attach(model, choose("random", model, task, "5%"))
+    seen = []
+    hook = model.bert.encoder.layer[0].intermediate.dense.register_forward_hook(
+        lambda module, given, made: seen.append(made.dtype)
+    )
+    for name in ("one", "two"):  # the second training is under autocast as well
+        seen.clear()
+        train(model, task, tmp_path / name, replace(QUICK, precision="amp"))
+        assert torch.bfloat16 in seen
+        assert "forward" not in model.__dict__
+        seen.clear()
+        task.score(model, "validation")
+        assert set(seen) == {torch.float32}
+    hook.remove()

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -163,7 +164,8 @@ def train(
         trainer.add_callback(Reselector(trainer, task, reselect))
     start = time.perf_counter()
     was_training = model.training
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _given_back(model):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.train(was_training)
     if not model.paretune.changed:  # type: ignore[union-attr]
         raise PareError(
@@ -171,6 +173,22 @@ def train(
         )
     losses = [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return Training(trainer.state.global_step, time.perf_counter() - start, losses)
+
+
+@contextmanager
+def _given_back(model: nn.Module) -> Iterator[None]:
+    """Take off what accelerate leaves on a model: a forward under autocast, and the mark that it is there.
+
+    Otherwise scores and evidence on this model would be in bf16 from then on.
+    """
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before = {name: model.__dict__[name] for name in names if name in model.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(before)
 
 
 def _recipe(settings: dict[str, Any]) -> Recipe:
