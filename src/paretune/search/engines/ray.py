@@ -179,7 +179,7 @@ class Ray:
         try:
             found: About = ray.get(opening)
         except RayError as problem:
-            if "No module named 'paretune'" in str(problem):
+            if "No module named 'paretune" in str(problem):
                 raise PareError(
                     "a node of the cluster has no paretune; install the same version on all of them: "
                     f"pip install paretune=={self._here.versions['paretune']}"
@@ -272,6 +272,8 @@ def _cause(problem: RayError) -> str:
     if isinstance(problem, RayTaskError):
         return f"{type(problem.cause).__name__}: {problem.cause}"
     text = " ".join(str(problem).split())
+    if "creation task" in text:
+        return str(problem).strip().splitlines()[-1]
     if isinstance(problem, OutOfMemoryError) or "low on memory" in text:
         return "its node ran out of memory"
     if isinstance(problem, ActorUnavailableError):
