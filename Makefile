@@ -68,7 +68,7 @@ $(VENV)/demo.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'paretune needs Python 3.11 or newer: make PYTHON=...')"
 	@echo "Setting up $(VENV): PyTorch and transformers take a few minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,report]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,report,search]'
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/demo.done

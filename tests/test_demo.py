@@ -62,7 +62,10 @@ def test_it_ends_with_a_front_and_one_sentence_of_advice(story):
     end = printed.partition("Which to take?")[2]
     assert " ".join(advice["text"].split()) in " ".join(end.split())
     assert "* on the front" in end
-    assert max(map(len, end.partition("candidate")[2].partition("Everything")[0].splitlines())) <= 80
+    page = root / "out/front/report.html"
+    assert f"in a browser: {page}" in end
+    assert advice["text"].split(":")[0] in page.read_text()
+    assert max(map(len, end.partition("candidate")[2].partition("The same as a page")[0].splitlines())) <= 80
 
 
 def test_the_table_has_the_results_and_fits(story):

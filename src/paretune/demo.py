@@ -37,7 +37,7 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("head", "1e-1"),
     ("lora", "5e-3"),
     ("random", "5e-3"),
-    ("fish", "5e-3"),
+    ("fish", "1e-2"),
     ("ird", "5e-3"),
     ("adapeft", "3e-3"),
     ("s4", "5e-3"),
@@ -77,6 +77,9 @@ def run(out: Path) -> None:
         "\nWhich to take? Short trials under several seeds, scored on the held-out part of train", flush=True
     )
     _front(model, files, out / "front")
+    page = out / "front" / "report.html"
+    if page.exists():
+        print(f"\nThe same as a page, to be opened in a browser: {page}")
     print(f"\nEverything is in {out}: plans, deltas, results. With your own data:")
     print("  paretune tune --model MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl \\")
     print(f"      --method fish --budget {BUDGET} --lr sweep --out RUN")
