@@ -38,7 +38,7 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("lora", "5e-3"),
     ("random", "5e-3"),
     ("fish", "1e-2"),
-    ("ird", "5e-3"),
+    ("ird", "1e-2"),
     ("adapeft", "3e-3"),
     ("s4", "5e-3"),
 )

@@ -14,7 +14,7 @@ _PEAK_AGAIN = "5"  # what Linux takes as: the peak starts from what is resident 
 
 
 def peak_bytes() -> int:
-    """Peak memory since the start or :func:`reset_peak`: of the CUDA device, else of this process (resident)."""
+    """Peak memory since the start or :func:`reset_peak`: of the CUDA device, else of this process (RSS)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if _STATUS.exists():

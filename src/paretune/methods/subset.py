@@ -79,7 +79,7 @@ def prefix(problem: Problem) -> Subset:
 
 
 def knapsack(problem: Problem, front: bool = True) -> Subset:
-    """The best subset that fits, by branch and bound (scipy's HiGHS); the front, where wanted, size by size."""
+    """The best subset that fits, by branch and bound (scipy's HiGHS); its front, if wanted, size by size."""
     items = problem.worth()
     if not items:
         return Subset((), 0.0)
