@@ -39,9 +39,9 @@ def ray_nodes(nodes):
 
 
 @contextmanager
-def more(cluster, cpus=1):
-    """One more node for a while."""
-    node = cluster.add_node(num_cpus=cpus, **SMALL)
+def more(cluster, cpus=1, gpus=0):
+    """One more node for a while; its GPUs are a number only."""
+    node = cluster.add_node(num_cpus=cpus, num_gpus=gpus, **SMALL)
     try:
         yield
     finally:
@@ -69,3 +69,12 @@ class InFolders(Planted):
 
     reads: tuple = ()
     writes: tuple = ()
+
+
+class Sees(Planted):
+    """Notes which GPUs it may use."""
+
+    def __call__(self, spec):
+        with self.log.with_suffix(".gpus").open("a") as file:
+            file.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+        return super().__call__(spec)

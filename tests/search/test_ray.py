@@ -16,7 +16,7 @@ from paretune.task import Task
 from paretune.tuning import Recipe
 from tests.search.planted import Planted, calls
 from tests.search.race_help import candidate, race
-from tests.search.ray_nodes import SMALL, Broken, InFolders, kill, more, ray_nodes
+from tests.search.ray_nodes import SMALL, Broken, InFolders, Sees, kill, more, ray_nodes
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'paretune[ray]'")
@@ -130,6 +130,16 @@ def test_folders_must_be_on_every_node(cluster, tmp_path, monkeypatch):
     with pytest.raises(PareError, match=r"does not see the run folder \S+/plans; give an --out on storage"):
         told(there, cluster)
     assert len(calls(tmp_path / "log")) == 1
+
+
+@pytest.mark.slow
+def test_a_trial_sees_the_gpus_that_it_holds(nodes, cluster, tmp_path):
+    sees = Sees(tmp_path / "log", seconds=20.0)  # two seconds: the second trial is begun beside the first
+    two = ("fish", "lora")
+    with more(nodes, cpus=2, gpus=1):
+        told(sees, replace(cluster, gpus=0.5), two, workers=2)
+        told(sees, cluster, two, workers=1)
+    assert (tmp_path / "log.gpus").read_text().splitlines() == ["0", "0", "", ""]
 
 
 @pytest.mark.slow

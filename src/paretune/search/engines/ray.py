@@ -144,7 +144,7 @@ class Ray:
                 max_restarts=0,
                 scheduling_strategy="SPREAD",
             )
-            .remote([self._objective])
+            .remote([self._objective], self._cluster.gpus > 0)
         )
         paths = [*self._reads, *map(str, self._marks)]
         return _Place(actor, actor.about.remote(str(Path.cwd()), paths))

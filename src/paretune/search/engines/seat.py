@@ -53,9 +53,12 @@ class Seat:
     Args:
         box: Holds the reference of the objective, which is fetched with the first trial: what this node has
             is looked at before.
+        gpus: Whether it holds any GPU; Ray hides those of others, but leaves all in sight of who has none.
     """
 
-    def __init__(self, box: Sequence[Any]) -> None:
+    def __init__(self, box: Sequence[Any], gpus: bool) -> None:
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._box = box
         self._objective: Objective | None = None
 
