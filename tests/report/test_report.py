@@ -75,6 +75,16 @@ def test_every_figure_is_one_that_plotly_knows(front):
         go.Figure(figure)
 
 
+def test_only_the_fullest_tensors_are_drawn(front, monkeypatch):
+    monkeypatch.setattr("paretune.report.plans.DRAWN", 3)
+    report = read_report(front)
+    (plan,) = [p for p in report.plans if p["method"] == "fish"][:1]
+    drawn = {t["name"]: t["count"] for t in plan["tensors"] if t["density"]}
+    assert len(drawn) == 3
+    assert min(drawn.values()) >= max(t["count"] for t in plan["tensors"] if not t["density"])
+    assert f"The 3 fullest of {len(plan['tensors'])} tensors." in render(report, "")
+
+
 def test_the_map_and_the_density_count_every_selected_weight(front, plans):
     for plan in read_report(front).plans:
         assert sum(map(sum, plan["map"]["counts"])) == plan["trained"]

@@ -12,7 +12,7 @@ from paretune.report.reading import Fields
 from paretune.selection import Selection
 
 GRID = 20  # cells a side, at most, of a tensor's density
-DRAWN = 160  # tensors of a plan whose density is kept: those with the most trained weights
+DRAWN = 24  # tensors of a plan whose density is kept, those with the most trained weights: bounds the page
 
 
 def plan_document(folder: Path, name: str) -> dict[str, Any]:
