@@ -8,7 +8,8 @@ from tqdm.auto import tqdm
 
 from paretune.budget import Budget
 from paretune.cli_engine import engine_of
-from paretune.cli_front import Live, task_words
+from paretune.cli_front import task_words
+from paretune.cli_live import Live
 from paretune.cli_tuned import print_tuned
 from paretune.errors import PareError
 from paretune.progress import set_quiet

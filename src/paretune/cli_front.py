@@ -3,47 +3,21 @@
 import json
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from paretune.cli_engine import engine_of
-from paretune.progress import is_quiet, set_quiet
+from paretune.cli_live import Live
+from paretune.progress import set_quiet
 from paretune.search.field import FIELD
-from paretune.search.front import Progress, front
+from paretune.search.front import front
 from paretune.search.front_table import front_table
 from paretune.search.ration import Limits
 from paretune.tuning import Recipe
 
 _TASK = ("model", "train", "validation", "kind", "label", "metric", "positive", "revision")
 _DEFAULTS = {"max_length": 128, "heldout": 0.1, "separator": ""}
-
-
-class Live:
-    """One line while trials run: what for, how many, the last one and its score, the time left."""
-
-    def __init__(self) -> None:
-        form = "{n_fmt}/{total_fmt} trials |{bar:20}| {desc}"
-        self._bar = tqdm(total=1, bar_format=form, disable=is_quiet(), leave=False, dynamic_ncols=True)
-
-    def __enter__(self) -> "Live":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-    def show(self, progress: Progress) -> None:
-        """Take a finished trial in."""
-        score = progress.scored.score
-        said = "failed" if score is None else f"{score:.4f}"
-        self._bar.total = progress.done + progress.ahead
-        self._bar.n = progress.done
-        left = f", about {progress.seconds / 60:.1f} min left" if progress.ahead else ""
-        spec = progress.spec
-        self._bar.set_description_str(f"{progress.rung}: {spec.candidate} at {spec.lr:g} {said}{left}")
 
 
 def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) -> None:

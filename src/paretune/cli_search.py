@@ -4,45 +4,19 @@ import json
 import shlex
 from argparse import Namespace
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from paretune.cli_engine import engine_of
+from paretune.cli_live import Live
 from paretune.errors import PareError, near
 from paretune.methods.designed import Designed
-from paretune.progress import is_quiet, set_quiet
+from paretune.progress import set_quiet
 from paretune.search.ration import Limits
 from paretune.search.search import search
-from paretune.search.staged import Progress
 from paretune.strategies import STRATEGIES
 from paretune.tuning import Recipe
-
-
-class Live:
-    """One line while a search runs: stage, trials, the last choice and its score, the time left."""
-
-    def __init__(self) -> None:
-        form = "{n_fmt}/{total_fmt} trials |{bar:20}| {desc}"
-        self._bar = tqdm(total=1, bar_format=form, disable=is_quiet(), leave=False, dynamic_ncols=True)
-
-    def __enter__(self) -> "Live":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-    def show(self, progress: Progress) -> None:
-        """Take a finished trial in."""
-        score = progress.scored.score
-        said = "diverged" if score is None else f"{score:.4f}"
-        self._bar.total = progress.done + progress.ahead
-        self._bar.n = progress.done
-        left = f", about {progress.seconds / 60:.1f} min left" if progress.ahead else ""
-        self._bar.set_description_str(f"{progress.stage}: {progress.trial.choice} {said}{left}")
 
 
 def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) -> None:

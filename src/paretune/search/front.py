@@ -15,7 +15,7 @@ from paretune.search.engines import Cluster, make_engine
 from paretune.search.field import FIELD, Skipped, make_field
 from paretune.search.front_file import FrontFile, Words, candidate_row, trial_row
 from paretune.search.front_trial import FrontSpec, FrontTrial
-from paretune.search.jobs import Scored
+from paretune.search.jobs import Progress, Scored
 from paretune.search.race import Race
 from paretune.search.ration import Limits
 from paretune.search.standing import on_front
@@ -26,27 +26,6 @@ from paretune.tuning import Recipe
 
 JOURNAL = "study.journal"
 EQUIVALENTS = 25.0  # whole trainings of a front without --trials and --minutes
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a front is, after a trial.
-
-    Args:
-        rung: What the trial was for.
-        spec: The trial.
-        scored: What came of it.
-        done: Trials finished so far.
-        ahead: Trials still to run, of those that were stated.
-        seconds: Wall seconds that they will take.
-    """
-
-    rung: str
-    spec: FrontSpec
-    scored: Scored
-    done: int
-    ahead: int
-    seconds: float
 
 
 def front(
@@ -199,7 +178,8 @@ class Recorder:
         """Write the file anew, and show the trial."""
         self.write(race, "running")
         left = race.clock.left() or 0.0
-        self.show(Progress(race.rung, spec, scored, len(race.results), race.clock.ahead.trials, left))
+        what = f"{race.rung}: {spec.candidate} at {spec.lr:g}"
+        self.show(Progress(what, scored, len(race.results), race.clock.ahead.trials, left))
 
     def write(self, race: Race, status: Any) -> dict[str, Any]:
         """Write ``front.json``; what was written."""

@@ -42,6 +42,25 @@ class Scored:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a run of trials is, after a trial.
+
+    Args:
+        what: The trial in a few words.
+        scored: What came of it.
+        done: Trials finished so far.
+        ahead: Trials still to run, of those that were stated.
+        seconds: Wall seconds that they will take.
+    """
+
+    what: str
+    scored: Scored
+    done: int
+    ahead: int
+    seconds: float
+
+
 class Objective(Protocol):
     """What a trial is. It is pickled once for each process that runs trials."""
 

@@ -13,7 +13,7 @@ from paretune.search.comparison import Comparison
 from paretune.search.draws import Draws
 from paretune.search.engines import Engine
 from paretune.search.intervals import separated
-from paretune.search.jobs import Job, Scored
+from paretune.search.jobs import Job, Progress, Scored
 from paretune.search.outcome import Outcome
 from paretune.search.ration import Limits, Ration
 from paretune.search.schedule import Cost, rungs
@@ -21,27 +21,6 @@ from paretune.search.space import ALLOCATION, GROUPING, RATE, TUNED, Point, Spac
 from paretune.search.stage_trial import StageTrial
 
 _NUMBERS = {RATE: "S0", GROUPING: "S1", ALLOCATION: "S2", TUNED: "S3"}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a search is, after a trial.
-
-    Args:
-        stage: Name of the stage.
-        trial: The trial.
-        scored: What came of it.
-        done: Trials finished so far.
-        ahead: Trials still to run at most.
-        seconds: Wall seconds that they will take.
-    """
-
-    stage: str
-    trial: StageTrial
-    scored: Scored
-    done: int
-    ahead: int
-    seconds: float
 
 
 @dataclass
@@ -232,7 +211,8 @@ class Staged:
         self._ration.took(job)
         left = self._ration.left() or 0.0
         ahead = self._ration.ahead.trials
-        self.show(Progress(self._stage, StageTrial.of(job), scored, len(self._finished), ahead, left))
+        what = f"{self._stage}: {StageTrial.of(job).choice}"
+        self.show(Progress(what, scored, len(self._finished), ahead, left))
 
     def give_up(self, trial: int, reason: str) -> None:
         """A trial came to nothing."""
