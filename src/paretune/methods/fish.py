@@ -33,7 +33,7 @@ class Fish(Ranking):
     """
 
     name: ClassVar[str] = "fish"
-    summary: ClassVar[str] = "single weights of largest Fisher information (FISH Mask)"
+    summary: ClassVar[str] = "single weights by Fisher information (FISH Mask)"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
     sized: ClassVar[bool] = True
 

@@ -24,7 +24,7 @@ class Gradient(Ranking):
     """
 
     name: ClassVar[str] = "gradient"
-    summary: ClassVar[str] = "single weights of largest mean gradient"
+    summary: ClassVar[str] = "single weights by mean gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
     sized: ClassVar[bool] = True
 
