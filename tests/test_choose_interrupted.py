@@ -44,7 +44,13 @@ def test_nothing_half_is_left(tmp_path, how):
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=root, env=environment, **pipes) as process:
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        **pipes,
+    ) as process:
         for _ in range(5):  # of 135
             assert process.stdout.readline() == "scored\n"
         process.send_signal(how)

@@ -27,8 +27,8 @@ def test_the_default_front_is_worth_at_most_25_whole_trainings_with_three_seeds(
         FRONT_LADDERS, rates, len(REFERENCES), lambda cost: cost.equivalents <= EQUIVALENTS, seeds=3
     )
     assert found is not None
-    assert (found.rates, found.seeds) == (4, 3)
-    assert found.first >= 1 / 8
+    assert (found.rates, found.seeds) == (2, 3)
+    assert found.first >= 1 / 4  # shorter looks tell nobody apart
 
 
 def test_what_cannot_be_afforded_is_none_and_fewer_seeds_are_kept():
