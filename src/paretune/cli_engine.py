@@ -1,5 +1,6 @@
 """The options of who runs trials."""
 
+import importlib
 from argparse import Namespace
 
 from paretune.errors import PareError
@@ -31,4 +32,4 @@ def _require_ray() -> None:
     Raises:
         PareError: It is not.
     """
-    import paretune.search.engines.ray  # noqa: F401
+    importlib.import_module("paretune.search.engines.ray")

@@ -7,8 +7,9 @@ from paretune.cli import BAD_INPUT, OK, main
 from paretune.delta import Delta
 from paretune.errors import PareError
 from paretune.progress import set_quiet
-from paretune.search.auto import EQUIVALENTS, FOLDER, KEPT, auto
+from paretune.search.auto import EQUIVALENTS, FOLDER, auto
 from paretune.search.front_file import read_front
+from paretune.search.narrowing import KEPT
 from paretune.task import Task
 from paretune.tuning import Recipe
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
@@ -85,7 +86,7 @@ def test_evidence_narrows_the_field_and_controls_stay(made, folder):
 def test_a_finished_run_is_read_back_and_another_is_refused(made, task, folder, monkeypatch):
     monkeypatch.setattr("paretune.search.front_trial.run_trial", None)
     monkeypatch.setattr("paretune.search.tune.run_trial", None)
-    monkeypatch.setattr("paretune.search.auto.predicted_gain", None)
+    monkeypatch.setattr("paretune.search.narrowing.predicted_gain", None)
     assert auto(task, folder / "run", budget="5%", recipe=RECIPE) == made[0]
     with pytest.raises(PareError, match=r"another search: budget was \"5%\", now \"6%\""):
         auto(task, folder / "run", budget="6%", recipe=RECIPE)

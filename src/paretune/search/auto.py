@@ -1,29 +1,23 @@
 """``tune --method auto``: evidence narrows the field, short trials decide, the winner is trained."""
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from paretune.anatomy import anatomy, base_digest
 from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
 from paretune.files import write_atomic
-from paretune.methods import choose, make_method
 from paretune.plan import Plan
-from paretune.progress import track
 from paretune.search.book import Book
 from paretune.search.engines import Cluster, make_engine
-from paretune.search.field import Candidate, Skipped, make_field
 from paretune.search.front import JOURNAL, Progress, Recorder, refuse_other
 from paretune.search.front_file import Words
 from paretune.search.front_trial import FrontTrial
 from paretune.search.ladder import AUTO_LADDERS
-from paretune.search.predict import predicted_gain
+from paretune.search.narrowing import contenders, narrow, prediction_table, predictions
 from paretune.search.race import Race
 from paretune.search.ration import Limits
 from paretune.search.room import room_for
@@ -31,40 +25,10 @@ from paretune.search.shelf import Shelf
 from paretune.search.threads import threads_of
 from paretune.search.tune import tune
 from paretune.task import Task
-from paretune.tuning import Recipe, attach, detach, train
+from paretune.tuning import Recipe
 
 EQUIVALENTS = 6.0  # whole trainings in all, the winner's included
 FOLDER = "auto"  # below the run folder
-KEPT = 5  # candidates that go to trials
-# Of one kind only the best by evidence is tried before the others; each with the passes over its examples
-# that choosing takes (a pass: forward and backward).
-KINDS: tuple[tuple[tuple[str, float], ...], ...] = (
-    (("mixture", 4.0), ("mixture:added=", 4.0)),
-    (("lora:targets=all", 0.0), ("lora:targets=peft", 0.0), ("adapter", 0.0), ("prefix", 0.0), ("s4", 0.0)),
-    (("fish", 1.0), ("fish:power=0", 1.0), ("gradient", 1.0)),
-    (("random", 0.0),),
-    (("adapeft", 1.5),),
-    (("bitfit", 0.0),),
-)
-CONTROLS = ("random",)  # evidence has nothing to say about these: trials have
-PREDICTING = 0.9  # passes over its examples that the prediction for a plan takes: half of them, then forwards
-EVIDENCE = 40.0  # one pass looks at such a part of the examples of a whole training
-FEWEST, MOST = 16, 512  # examples
-LEAST = 0.5  # whole trainings that must be left for trials
-WARM, WARM_RATE = 0.05, 1e-2  # share of the steps, and rate, at which the head is trained before predictions
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the evidence takes.
-
-    Args:
-        samples: Examples of one pass.
-        equivalents: Whole trainings that all passes are worth.
-    """
-
-    samples: int
-    equivalents: float
 
 
 def auto(
@@ -154,8 +118,8 @@ def auto(
         objective = FrontTrial(
             task, recipe, folder / "plans", head, tuple(exclude), memory, threads_of(limits.workers, engine)
         )
-        candidates, skipped, evidence = _field(
-            task, recipe, parts, budget, seed=seed, head=head, exclude=exclude
+        candidates, skipped, evidence = contenders(
+            task, recipe, parts, budget, most=EQUIVALENTS - 1, seed=seed, head=head, exclude=exclude
         )
         for each in skipped:
             say(f"skipped {each.method} {each.budget}: {each.reason}")
@@ -164,8 +128,8 @@ def auto(
             f"at most {EQUIVALENTS:g} whole trainings: evidence on {evidence.samples} examples for "
             f"{len(candidates)} candidates {evidence.equivalents:.2f}, trials {trials:.2f}, the winner 1"
         )
-        predicted = _predictions(candidates, evidence.samples, objective, book, seed)
-        narrowed = _narrowed(candidates, predicted)
+        predicted = predictions(candidates, evidence.samples, objective, book, seed)
+        narrowed = narrow(candidates, predicted)
         request: dict[str, Any] = identity | {"higher_is_better": task.higher_is_better, "seeds": 2}
         request |= {"methods": [each.label for each in narrowed], "budgets": [budget]}
         request |= {"trials": limits.trials, "minutes": limits.minutes}
@@ -181,7 +145,7 @@ def auto(
             show,
             predicted,
         )
-        say(_prediction_table(candidates, predicted, narrowed))
+        say(prediction_table(candidates, predicted, narrowed))
         running = make_engine(objective, engine, limits.workers)
         try:
             race = Race(
@@ -245,128 +209,3 @@ def auto(
 
 def _missing() -> Plan:
     raise PareError("the plan of the winner is gone; remove the folder and begin again")
-
-
-def _field(
-    task: Task,
-    recipe: Recipe,
-    parts: Any,
-    budget: str,
-    *,
-    seed: int,
-    head: HeadRule,
-    exclude: Sequence[str],
-) -> tuple[list[Candidate], list[Skipped], Evidence]:
-    """What competes, and what looking at it takes; evidence gets a fixed part of a whole training.
-
-    Raises:
-        PareError: Nothing is possible, or a whole training is too short to be looked into.
-    """
-    examples = recipe.total_steps(len(task.train)) * recipe.batch_size * recipe.accumulation
-    samples = max(FEWEST, min(MOST, len(task.train), round(examples / EVIDENCE)))
-    model = task.load_model(seed=seed, dtype=recipe.dtype)
-    texts = {text: passes for kind in KINDS for text, passes in kind}
-    candidates, skipped = make_field(model, task, parts, list(texts), [budget], head=head, exclude=exclude)
-    if not candidates:
-        raise PareError(f"nothing can be tried: {skipped[0].method}: {skipped[0].reason}")
-    passes = sum(PREDICTING + texts[_text(each)] for each in candidates)
-    cost = passes * samples / examples + WARM
-    if cost > EQUIVALENTS - 1 - LEAST:
-        raise PareError(
-            f"auto: a whole training of {examples} examples is too short to be looked into: the evidence "
-            f"alone would be worth {cost:.1f} of it; give more --steps or --epochs, or name a --method"
-        )
-    sized = [
-        replace(each, settings=each.settings | {"samples": samples}) if texts[_text(each)] else each
-        for each in candidates
-    ]
-    return sized, skipped, Evidence(samples, cost)
-
-
-def _text(candidate: Candidate) -> str:
-    """A candidate as it is written in ``KINDS``."""
-    settings = [f"{name}={value}" for name, value in candidate.settings.items() if name != "samples"]
-    return ":".join([candidate.method, *settings])
-
-
-def _predictions(
-    candidates: Sequence[Candidate], samples: int, objective: FrontTrial, book: Book, seed: int
-) -> dict[str, float]:
-    """The predicted gain of every candidate's plan; those that cannot be chosen are left out."""
-    found: dict[str, float] = dict(book.noted("predicted") or {})
-    task, recipe = objective.task, objective.recipe
-    missing = [each for each in candidates if each.name not in found]
-    if not missing:
-        return found
-    model = task.load_model(seed=seed, dtype=recipe.dtype)
-    # A model of its own: its head is trained, and half precision is too coarse to look to both sides.
-    fine = task.load_model(seed=seed)
-    _warm(fine, task, recipe, seed)
-    shelf = Shelf(objective.plans)
-    for each in track(missing, "evidence"):
-        try:
-            kept = shelf.get(
-                f"{each.name}|{seed}",
-                lambda each=each: choose(  # type: ignore[misc]
-                    make_method(each.method, each.settings),
-                    model,
-                    task,
-                    each.budget,
-                    seed=seed,
-                    head=objective.head,
-                    exclude=objective.exclude,
-                ),
-            )
-        except PareError:
-            found[each.name] = -1.0  # a trial says why
-            continue
-        found[each.name] = predicted_gain(
-            fine, task, kept.plan, samples=samples, batch_size=recipe.batch_size, seed=seed
-        )
-        book.note("predicted", found)
-    return found
-
-
-def _warm(model: torch.nn.Module, task: Task, recipe: Recipe, seed: int) -> None:
-    """Train the head a little: a fresh one's gradients say hardly more than which class is the commoner."""
-    if not anatomy(model).head:
-        return
-    plan = choose("head", model, task, seed=seed)
-    attach(model, plan, check=False)
-    steps = max(2, round(WARM * recipe.total_steps(len(task.train))))
-    with tempfile.TemporaryDirectory(prefix="paretune-") as nowhere:
-        short = replace(recipe, lr=WARM_RATE, steps=steps, precision="fp32", checkpoints=0)
-        train(model, task, nowhere, short, seed=seed)
-    head = {name: parameter.detach().clone() for name, parameter in model.paretune.trained.items()}  # type: ignore[operator,union-attr]
-    detach(model)
-    with torch.no_grad():
-        for name, values in head.items():
-            model.get_parameter(name).copy_(values)
-
-
-def _narrowed(candidates: Sequence[Candidate], predicted: dict[str, float]) -> list[Candidate]:
-    """Controls, then the best of every kind, then the best of the rest, by predicted gain."""
-    able = [each for each in candidates if predicted[each.name] >= 0]
-    if not able:
-        raise PareError("no candidate could be chosen on these data; give more rows, or name a method")
-    kind_of = {text: number for number, kind in enumerate(KINDS) for text, _ in kind}
-    ranked = sorted(able, key=lambda each: -predicted[each.name])
-    first: dict[int, Candidate] = {}
-    for each in ranked:
-        first.setdefault(kind_of[_text(each)], each)
-    controls = [each for each in able if each.method in CONTROLS]
-    order = [*controls, *(each for each in first.values() if each not in controls)]
-    order += [each for each in ranked if each not in order]
-    return [each for each in candidates if each in order[:KEPT]]
-
-
-def _prediction_table(
-    candidates: Sequence[Candidate], predicted: dict[str, float], kept: Sequence[Candidate]
-) -> str:
-    """The evidence as text."""
-    lines = [f"{'predicted gain':>16}  candidate (* goes to trials)"]
-    for each in sorted(candidates, key=lambda each: -predicted[each.name]):
-        mark = "*" if each in kept else " "
-        gain = predicted[each.name]
-        lines.append(f"{gain:>16.3g}{mark} {each.name}" if gain >= 0 else f"{'none':>16}  {each.name}")
-    return "\n".join(lines)

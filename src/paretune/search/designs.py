@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from paretune.anatomy import anatomy
@@ -20,8 +19,8 @@ from paretune.methods.design import Design
 from paretune.methods.designed import Designed
 from paretune.methods.prices import Prices
 from paretune.plan import Base, Plan
-from paretune.progress import set_quiet
 from paretune.search.jobs import Scored
+from paretune.search.seeded import SeededModel
 from paretune.search.space import RATE, Point, Space
 from paretune.search.trial import folders_of, run_trial
 from paretune.task import Task
@@ -53,7 +52,10 @@ class DesignTrial:
     head: HeadRule = "outside"
     exclude: tuple[str, ...] = ()
     threads: int | None = None
-    _model: tuple[int, nn.Module] | None = field(default=None, init=False, repr=False)
+    _models: SeededModel = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._models = SeededModel(self.task, self.recipe.dtype, self.threads)
 
     @property
     def reads(self) -> tuple[Path, ...]:
@@ -76,7 +78,7 @@ class DesignTrial:
         """
         start = time.perf_counter()
         point, share, seed = spec["point"], spec["share"], spec["seed"]
-        model = self._load(seed)
+        model = self._models.of(seed)
         plan = choose(
             Designed(**self.space.design(point).document()),
             model,
@@ -97,19 +99,6 @@ class DesignTrial:
         score = outcome.scores[self.task.metric]
         seconds = time.perf_counter() - start
         return Scored(score, seconds, outcome.training.seconds, loss=outcome.scores["loss"])
-
-    def _load(self, seed: int) -> nn.Module:
-        """The model with a seeded head; trials give it back bit-equal, so those of a draw share it."""
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-            set_quiet(True)
-        if self._model is None or self._model[0] != seed:
-            self._model = None  # never two models at a time
-            self._model = (seed, self.task.load_model(seed=seed, dtype=self.recipe.dtype))
-        return self._model[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_model": None}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from paretune.budget import HeadRule
 from paretune.errors import DivergedError, PareError
 from paretune.memory import reset_peak
 from paretune.methods import choose, make_method
-from paretune.progress import set_quiet
 from paretune.search.jobs import Job, Scored
+from paretune.search.seeded import SeededModel
 from paretune.search.shelf import Kept, Shelf
 from paretune.search.trial import folders_of, run_trial
 from paretune.task import Task
@@ -74,7 +74,10 @@ class FrontTrial:
     exclude: tuple[str, ...] = ()
     most_bytes: int | None = None
     threads: int | None = None
-    _model: tuple[int, nn.Module] | None = field(default=None, init=False, repr=False)
+    _models: SeededModel = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._models = SeededModel(self.task, self.recipe.dtype, self.threads)
 
     @property
     def reads(self) -> tuple[Path, ...]:
@@ -98,7 +101,7 @@ class FrontTrial:
         """
         start = time.perf_counter()
         asked = FrontSpec(**spec)
-        model = self._load(asked.seed)
+        model = self._models.of(asked.seed)
         loaded = time.perf_counter() - start
         try:
             kept = self._plan(model, asked)
@@ -168,7 +171,7 @@ class FrontTrial:
         while_choosing: bool = False,
     ) -> Scored:
         """The result of a trial that broke; the next one loads the model anew."""
-        self._model = None
+        self._models.drop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         text = " ".join(str(problem).split())
@@ -181,16 +184,3 @@ class FrontTrial:
         if while_choosing:
             cause = f"while choosing: {cause}"
         return Scored(None, time.perf_counter() - start, training, cause, details=details)
-
-    def _load(self, seed: int) -> nn.Module:
-        """The model with a seeded head; trials give it back bit-equal, so those of a seed share it."""
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-            set_quiet(True)
-        if self._model is None or self._model[0] != seed:
-            self._model = None  # never two models at a time
-            self._model = (seed, self.task.load_model(seed=seed, dtype=self.recipe.dtype))
-        return self._model[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_model": None}

@@ -51,3 +51,37 @@ class Engine(Protocol):
     def close(self) -> None:
         """Let the processes go; trials that run are stopped."""
         ...
+
+
+class Waiting:
+    """The jobs of a run that are to be begun, those that lost their process first.
+
+    Args:
+        jobs: All jobs.
+        desk: Told what becomes of them.
+    """
+
+    def __init__(self, jobs: Iterable[Job], desk: Desk) -> None:
+        self._coming, self._desk = iter(jobs), desk
+        self._again: list[Job] = []
+        self._losses: dict[str, int] = {}
+
+    def next(self) -> Job | None:
+        """The next job; None when none waits."""
+        return self._again.pop() if self._again else next(self._coming, None)
+
+    def answered(self, trial: int, job: Job, answer: Scored | str) -> None:
+        """A trial has a result, or was refused by its objective."""
+        if isinstance(answer, Scored):
+            self._desk.finish(trial, job, answer)
+        else:
+            self._desk.refuse(trial, job, answer)
+
+    def lost(self, trial: int, job: Job, cause: str, refusal: str) -> None:
+        """A trial lost its process: it waits again, or is refused when that was its last attempt."""
+        self._losses[job.key] = self._losses.get(job.key, 0) + 1
+        if self._losses[job.key] >= ATTEMPTS:
+            self._desk.refuse(trial, job, refusal)
+        else:
+            self._desk.give_up(trial, cause)
+            self._again.append(job)

@@ -10,7 +10,7 @@ from typing import Any
 
 from paretune.errors import PareError
 from paretune.files import write_atomic
-from paretune.search.engines.base import ATTEMPTS, Desk
+from paretune.search.engines.base import ATTEMPTS, Desk, Waiting
 from paretune.search.engines.cluster import Cluster
 from paretune.search.engines.rooms import refuse_without_room
 from paretune.search.engines.seat import About, Seat, about
@@ -83,16 +83,14 @@ class Ray:
         Raises:
             PareError: As ``desk.refuse``; a node cannot run trials, or none has room.
         """
-        coming = iter(jobs)
-        again: list[Job] = []
-        lost: dict[str, int] = {}
+        waiting = Waiting(jobs, desk)
         running: dict[Any, tuple[_Place, int, Job]] = {}
         try:
             while True:
                 busy = [place for place, _, _ in running.values()]
                 free = [place for place in self._places if place.opening is None and place not in busy]
                 for place in free:
-                    job = again.pop() if again else next(coming, None)
+                    job = waiting.next()
                     if job is None:
                         break
                     trial = desk.begin(job)
@@ -106,17 +104,11 @@ class Ray:
                     place, trial, job = running[ready]
                     answer = self._receive(ready, place)
                     del running[ready]
-                    if isinstance(answer, Scored):
-                        desk.finish(trial, job, answer)
-                    elif isinstance(answer, str):
-                        desk.refuse(trial, job, answer)
+                    if isinstance(answer, Scored | str):
+                        waiting.answered(trial, job, answer)
                     else:
-                        lost[job.key] = lost.get(job.key, 0) + 1
-                        if lost[job.key] >= ATTEMPTS:
-                            desk.refuse(trial, job, _lost(job, answer))
-                        else:
-                            desk.give_up(trial, f"lost on {place.node}: {answer.cause}")
-                            again.append(job)
+                        cause = f"lost on {place.node}: {answer.cause}"
+                        waiting.lost(trial, job, cause, _lost(job, answer))
         finally:
             for _, trial, _ in running.values():
                 desk.give_up(trial, "interrupted")

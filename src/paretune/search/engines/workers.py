@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from paretune.errors import PareError
-from paretune.search.engines.base import ATTEMPTS, Desk
+from paretune.search.engines.base import ATTEMPTS, Desk, Waiting
 from paretune.search.jobs import Job, Objective, Scored
 
 GOODBYE = 3.0  # seconds for an idle worker to go
@@ -34,16 +34,14 @@ class Workers:
         Raises:
             PareError: As ``desk.refuse``.
         """
-        coming = iter(jobs)
-        again: list[Job] = []
-        lost: dict[str, int] = {}
+        waiting = Waiting(jobs, desk)
         running: dict[Connection, tuple[int, Job]] = {}
         try:
             while True:
                 for connection in [connection for connection, _ in self._workers]:
                     if connection in running:
                         continue
-                    job = again.pop() if again else next(coming, None)
+                    job = waiting.next()
                     if job is None:
                         break
                     running[connection] = (desk.begin(job), job)
@@ -54,17 +52,10 @@ class Workers:
                     assert isinstance(ready, Connection)
                     answer = self._receive(ready)
                     trial, job = running.pop(ready)
-                    if isinstance(answer, Scored):
-                        desk.finish(trial, job, answer)
-                    elif isinstance(answer, str):
-                        desk.refuse(trial, job, answer)
+                    if isinstance(answer, Scored | str):
+                        waiting.answered(trial, job, answer)
                     else:
-                        lost[job.key] = lost.get(job.key, 0) + 1
-                        if lost[job.key] >= ATTEMPTS:
-                            desk.refuse(trial, job, _lost(job, answer))
-                        else:
-                            desk.give_up(trial, f"its worker ended with {answer}")
-                            again.append(job)
+                        waiting.lost(trial, job, f"its worker ended with {answer}", _lost(job, answer))
         finally:
             for trial, _ in running.values():
                 desk.give_up(trial, "interrupted")
