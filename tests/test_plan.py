@@ -15,14 +15,13 @@ BASE = Base("somewhere/model", "ab" * 32, "float32")
 
 @st.composite
 def selections(draw, tensor="a.weight"):
-    shape = tuple(draw(st.lists(st.integers(1, 5), max_size=4)))
-    granularity = draw(
-        st.sampled_from(["all", "entries", "rows", "columns"] if shape else ["all", "entries"])
-    )
+    shape = tuple(draw(st.lists(st.integers(1, 5), max_size=4) | st.tuples(*[st.integers(0, 40)] * 2)))
+    kinds = ["all", "entries"] + (["rows", "columns"] if shape else [])
+    granularity = draw(st.sampled_from([*kinds, "blocks", "blocks"] if len(shape) == 2 else kinds))
     if granularity == "all":
         return Selection(tensor, shape, "all")
     bound = Selection(tensor, shape, granularity, np.empty(0, np.int64)).bound
-    size = draw(st.sampled_from([0, 1, bound]) | st.integers(0, bound))
+    size = draw(st.sampled_from([0, min(1, bound), bound]) | st.integers(0, bound))
     chosen = draw(st.permutations(range(bound)))[:size]
     return Selection(tensor, shape, granularity, np.array(sorted(chosen), dtype=np.int64))
 
@@ -51,17 +50,22 @@ def plans(draw):
 @given(selections())
 @settings(deadline=None)
 def test_flat_names_the_same_weights_as_numpy_indexing(selection):
-    mark = np.zeros(selection.shape, dtype=bool)
+    shape = selection.shape
+    mark = np.zeros(shape, dtype=bool)
     if selection.granularity == "all":
         mark[...] = True
     elif selection.granularity == "rows":
         mark[selection.indices] = True
     elif selection.granularity == "columns":
         mark[..., selection.indices] = True
+    elif selection.granularity == "blocks":
+        corners = [(row, column) for row in range(0, shape[0], 16) for column in range(0, shape[1], 16)]
+        for row, column in (corners[index] for index in selection.indices):
+            mark[row : row + 16, column : column + 16] = True
     else:
         mark.reshape(-1)[selection.indices] = True
     assert selection.flat().tolist() == np.flatnonzero(mark).tolist()
-    assert selection.count == mark.sum()
+    assert selection.count == mark.sum() == selection.sizes.sum()
 
 
 @given(plans())
@@ -81,6 +85,8 @@ def test_a_tensor_beyond_32_bits_round_trips(tmp_path):
     assert Plan.load(tmp_path).selections[0].indices.tolist() == indices.tolist()
     rows = Selection("huge", (2**31 + 8, 1), "rows", np.array([2**31 + 7]))
     assert rows.flat().tolist() == [2**31 + 7]
+    blocks = Selection("huge", (2**20 + 1, 2**20 + 1), "blocks", np.array([(2**16 + 1) ** 2 - 1]))
+    assert (blocks.flat().tolist(), blocks.count) == ([(2**20 + 1) ** 2 - 1], 1)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,17 @@ def test_bad_indices_are_refused(indices, said):
 def test_a_scalar_has_no_rows():
     with pytest.raises(PareError, match="without dimensions"):
         Selection("a", (), "rows", np.array([0]))
+
+
+@pytest.mark.parametrize("shape", [(), (40,), (20, 20, 2)])
+def test_only_a_matrix_has_blocks(shape):
+    with pytest.raises(PareError, match=r"a: blocks of 16 x 16 are parts of a matrix.*take entries"):
+        Selection("a", shape, "blocks", np.array([0]))
+
+
+def test_a_block_that_is_not_there_is_refused():
+    with pytest.raises(PareError, match=r"index 6 is outside 0\.\.5 \(blocks of shape \(17, 48\)\)"):
+        Selection("a", (17, 48), "blocks", np.array([6]))
 
 
 def test_one_tensor_is_selected_once():

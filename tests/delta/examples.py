@@ -8,7 +8,7 @@ from torch import nn
 
 from paretune.anatomy import base_digest
 from paretune.delta import Delta, Values
-from paretune.plan import Addition, Base
+from paretune.plan import Addition, Base, Selection
 
 HEAD = ("head.weight", "head.bias")
 
@@ -41,8 +41,7 @@ def choose(shape: tuple[int, ...], granularity: str, share: float, rng: np.rando
     """Random indices of a granularity."""
     if granularity == "all":
         return None
-    bound = {"rows": shape[:1], "columns": shape[-1:]}.get(granularity, shape)
-    bound = int(np.prod(bound, dtype=np.int64))
+    bound = Selection("values", shape, granularity, np.empty(0, dtype=np.int64)).bound  # type: ignore[arg-type]
     return np.sort(rng.choice(bound, max(1, int(bound * share)), replace=False))
 
 
@@ -50,12 +49,8 @@ def random_values(
     shape: tuple[int, ...], granularity: str, share: float, rng: np.random.Generator, dtype: torch.dtype
 ) -> Values:
     indices = choose(shape, granularity, share, rng)
-    width = int(np.prod(shape, dtype=np.int64))
-    if granularity in ("rows", "columns"):
-        width = width // shape[0 if granularity == "rows" else -1] * len(indices)
-    elif granularity == "entries":
-        width = len(indices)
-    return Values(shape, granularity, indices, torch.from_numpy(rng.standard_normal(width)).to(dtype))  # type: ignore[arg-type]
+    count = Selection("values", shape, granularity, indices).count  # type: ignore[arg-type]
+    return Values(shape, granularity, indices, torch.from_numpy(rng.standard_normal(count)).to(dtype))  # type: ignore[arg-type]
 
 
 def net_delta(model: nn.Module, seed: int, dtype: torch.dtype | None = None, head: bool = True) -> Delta:
@@ -67,6 +62,7 @@ def net_delta(model: nn.Module, seed: int, dtype: torch.dtype | None = None, hea
         if name in HEAD:
             continue
         kinds = ["all", "entries", "entries", "rows", "columns"] if parameter.ndim else ["all", "entries"]
+        kinds += ["blocks"] if parameter.ndim == 2 else []
         tensors[name] = random_values(
             tuple(parameter.shape),
             str(rng.choice(kinds)),
@@ -110,6 +106,17 @@ def file_delta() -> Delta:
         },
         info={"method": "fish", "seed": 3, "scores": {"f1": 0.875}},
     )
+
+
+def shapes_delta() -> Delta:
+    """A delta with a matrix of 20 x 34 for each granularity that has indices."""
+    shape, places = (20, 34), np.array([1, 5])
+    counts = {"entries": 2, "rows": 2 * 34, "columns": 2 * 20, "blocks": 16 * 16 + 4 * 2}
+    tensors = {
+        kind: Values(shape, kind, places, torch.arange(count).float())  # type: ignore[arg-type]
+        for kind, count in counts.items()
+    }
+    return Delta(base=Base("some/model", "ab" * 32, "float32"), plan_digest="ef" * 32, tensors=tensors)
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -14,8 +14,9 @@ from paretune.delta import Delta, Values, codec, format
 from paretune.delta.container import Array, pack, read_metadata, unpack
 from paretune.delta.manifest import compress
 from paretune.errors import PareError
-from paretune.plan import Base
-from tests.delta.examples import file_delta
+from paretune.plan import Base, Selection
+from paretune.selection import unit_bound
+from tests.delta.examples import file_delta, shapes_delta
 
 BASE = Base("some/model", "ab" * 32, "float32")
 ASSET = Path(__file__).parent / "assets" / "version1.safetensors"
@@ -43,18 +44,19 @@ def assert_same(one: Delta, other: Delta) -> None:
 @st.composite
 def small_values(draw: st.DrawFn) -> Values:
     """Shapes of 0 to 4 dimensions, empty ones too; none, one, some or all places."""
-    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
+    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4) | st.tuples(*[st.integers(0, 40)] * 2)))
     kinds = ["all", "entries"] + (["rows", "columns"] if shape else [])
+    kinds += ["blocks", "blocks"] if len(shape) == 2 else []
     granularity = draw(st.sampled_from(kinds))
     dtype = draw(st.sampled_from(DTYPES))
     size = int(np.prod(shape, dtype=np.int64))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
     if granularity == "all":
         return Values(shape, "all", None, torch.from_numpy(rng.standard_normal(size)).to(dtype))
-    bound = {"rows": shape[:1], "columns": shape[-1:]}.get(granularity, (size,))[0]
+    bound = unit_bound("values", shape, granularity)
     count = draw(st.sampled_from([0, min(1, bound), bound // 2, bound]))
     indices = np.sort(rng.choice(bound, count, replace=False)) if count else np.empty(0, dtype=np.int64)
-    values = rng.standard_normal(count * (size // max(bound, 1)) if granularity != "entries" else count)
+    values = rng.standard_normal(Selection("values", shape, granularity, indices).count)
     return Values(shape, granularity, indices, torch.from_numpy(values).to(dtype))
 
 
@@ -119,8 +121,9 @@ def test_a_file_of_version_1_still_reads():
     assert format.read(ASSET).digest == "32d28bd0d03046cbccc45a520993dab935603438596103890a73600ec4cedc0e"
 
 
-def test_every_flipped_bit_is_refused():
-    data = format.encode(file_delta())
+@pytest.mark.parametrize("make_delta", [file_delta, shapes_delta])
+def test_every_flipped_bit_is_refused(make_delta):
+    data = format.encode(make_delta())
     for place in range(len(data) * 8):
         changed = bytearray(data)
         changed[place // 8] ^= 1 << place % 8
@@ -128,8 +131,9 @@ def test_every_flipped_bit_is_refused():
             format.decode(bytes(changed), "some/file")
 
 
-def test_every_cut_and_every_added_byte_is_refused():
-    data = format.encode(file_delta())
+@pytest.mark.parametrize("make_delta", [file_delta, shapes_delta])
+def test_every_cut_and_every_added_byte_is_refused(make_delta):
+    data = format.encode(make_delta())
     for length in range(len(data)):
         with pytest.raises(PareError, match=r"^some/file:"):
             format.decode(data[:length], "some/file")
@@ -172,6 +176,28 @@ def test_an_out_of_range_index_built_by_hand_is_refused():
     assert codec.low_bits(4, 40) == codec.low_bits(4, 37)
     with pytest.raises(PareError, match=r"layer\.weight: index 39 is outside 0\.\.36"):
         format.decode(rebuilt(delta, shrink))
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ([20, 32], r"w: index 5 is outside 0\.\.3"),
+        ([20, 35], "w: 60 values need 240 bytes, 160 are left"),
+        ([20, 33], "w: its indices or values do not have their checksum"),
+        ([20, 34, 1], "parts of a matrix"),
+    ],
+)
+def test_blocks_of_another_shape_built_by_hand_are_refused(size, said):
+    values = shapes_delta().tensors["blocks"]
+    delta = make({"w": replace(values, indices=np.array([2, 5]), values=torch.randn(16 * 2 + 4 * 2))})
+
+    def reshape(arrays):
+        document = delta.manifest()
+        document["tensors"]["float32"][0][1] = size
+        arrays["manifest"] = Array("U8", compress(document))
+
+    with pytest.raises(PareError, match=said):
+        format.decode(rebuilt(delta, reshape))
 
 
 def test_more_values_than_there_are_is_refused_before_memory_is_taken():

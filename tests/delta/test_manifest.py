@@ -4,12 +4,11 @@ import zlib
 from typing import Any
 
 import pytest
-import torch
 
 from paretune.delta import manifest
 from paretune.delta.manifest import compress, read_manifest
 from paretune.errors import PareError
-from tests.delta.examples import file_delta
+from tests.delta.examples import file_delta, shapes_delta
 
 
 def test_round_trip():
@@ -19,17 +18,18 @@ def test_round_trip():
     assert (again.task, again.info, again.additions) == (delta.task, delta.info, delta.additions)
     assert [row.name for row in again.rows] == [name for name, _, _ in delta.parts()]
     for row in again.rows:
-        values = delta.tensors[row.name].values if row.granularity else delta.added[row.name]
-        assert (row.dtype, row.count) == (values.dtype, values.numel())
+        part = delta.tensors[row.name] if row.granularity else None
+        values = delta.added[row.name] if part is None else part.values
+        count = row.count(None if part is None else part.indices)
+        assert (row.dtype, count) == (values.dtype, values.numel())
 
 
 def test_bounds_and_counts_of_rows():
-    rows = {row.name: row for row in read_manifest(compress(file_delta().manifest())).rows}
-    assert (rows["layer.0.weight"].bound, rows["layer.0.weight"].count) == (40, 12)
-    assert (rows["layer.1.weight"].bound, rows["layer.1.weight"].count) == (8, 10)
-    assert (rows["layer.2.weight"].bound, rows["layer.2.weight"].count) == (5, 16)
-    assert (rows["scale"].bound, rows["scale"].count) == (1, 1)
-    assert rows["scale"].dtype == torch.float64
+    delta = shapes_delta()
+    rows = {row.name: row for row in read_manifest(compress(delta.manifest())).rows}
+    bounds = {name: (row.bound, row.count(delta.tensors[name].indices)) for name, row in rows.items()}
+    assert bounds == {"entries": (680, 2), "rows": (20, 68), "columns": (34, 40), "blocks": (6, 264)}
+    assert (rows["rows"].indices, rows["blocks"].indices) == (2, 2)
 
 
 WRONG: list[tuple[list[Any], Any]] = [
@@ -59,7 +59,9 @@ WRONG: list[tuple[list[Any], Any]] = [
     (["tensors", "float32", 0, 1, 0], 8.0),
     (["tensors", "float32", 0, 1, 0], True),
     (["tensors", "float32", 0, 1, 0], 1 << 70),
-    (["tensors", "float32", 0, 2], "blocks"),
+    (["tensors", "float32", 0, 2], "tiles"),
+    (["tensors", "float32", 0], ["classifier.bias", [2], "blocks", 1]),  # of a vector
+    (["tensors", "float32", 1], ["layer.1.weight", [2, 2, 2], "blocks", 1]),
     (["tensors", "float32", 0, 2], ["all"]),
     (["tensors", "float32", 0, 3], 2),  # a whole tensor (the head's) with indices
     (["tensors", "bfloat16", 0, 3], None),  # entries without

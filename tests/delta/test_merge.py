@@ -98,12 +98,17 @@ def _digest(model):
         ("columns", "columns", "columns"),
         ("rows", "columns", "entries"),
         ("entries", "rows", "entries"),
+        ("blocks", "blocks", "blocks"),
+        ("blocks", "rows", "entries"),
+        ("columns", "blocks", "entries"),
+        ("entries", "blocks", "entries"),
         ("all", "entries", "all"),
+        ("blocks", "all", "all"),
         ("all", "all", "all"),
     ],
 )
 def test_granularities(first, second, granularity):
-    shape = (4, 5)
+    shape = (4, 50)
 
     def part(kind: str, turn: int) -> Values:
         indices = None if kind == "all" else np.array([turn, 2])
@@ -117,7 +122,7 @@ def test_granularities(first, second, granularity):
 
 
 def _count(kind: str) -> int:
-    return {"rows": 10, "columns": 8, "entries": 2, "all": 20}[kind]
+    return {"rows": 100, "columns": 8, "blocks": 4 * 32, "entries": 2, "all": 200}[kind]
 
 
 def test_values_that_agree_do_not_clash():

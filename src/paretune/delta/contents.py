@@ -21,7 +21,8 @@ class Values:
 
     Args:
         shape: Shape of the whole tensor.
-        granularity: ``all``, ``rows``, ``columns`` or ``entries``; see :class:`paretune.plan.Selection`.
+        granularity: ``all``, ``rows``, ``columns``, ``blocks`` or ``entries``; see
+            :class:`paretune.plan.Selection`.
         indices: int64, strictly increasing; None exactly when the granularity is ``all``.
         values: The new values (not differences) in C order of the places; any shape of the right number of
             elements. Kept as a copy on the CPU: of the tensor's shape under ``all``, else one-dimensional.

@@ -122,14 +122,15 @@ def _read(arrays: dict[str, Array]) -> Contents:
 def _read_row(row: Row, cursors: dict[str, memoryview]) -> Values | torch.Tensor:
     """The values of the next tensor; the cursors are moved behind it."""
     source = _values_name(row.dtype)
-    size = row.count * row.dtype.itemsize
-    if size > len(cursors[source]):
-        raise PareError(f"{row.name}: {row.count} values need {size} bytes, {len(cursors[source])} are left")
     stream = cursors["indices"]
     try:
         indices, used = codec.decode(stream, row.indices, row.bound) if row.indices is not None else (None, 0)
     except PareError as problem:
         raise PareError(f"{row.name}: {problem}") from problem
+    count = row.count(indices)
+    size = count * row.dtype.itemsize
+    if size > len(cursors[source]):
+        raise PareError(f"{row.name}: {count} values need {size} bytes, {len(cursors[source])} are left")
     raw = cursors[source][:size]
     checksum = zlib.crc32(raw, zlib.crc32(stream[:used])).to_bytes(_CHECKSUM, "little")
     if bytes(stream[used : used + _CHECKSUM]) != checksum:

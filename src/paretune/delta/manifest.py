@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from paretune.delta.arrays import DTYPES, dtype_name
 from paretune.delta.canonical import canonical_json, read_json
 from paretune.delta.codec import LARGEST_BOUND
 from paretune.errors import PareError
-from paretune.plan import Addition, Base, Granularity
+from paretune.plan import Addition, Base, Granularity, Selection
+from paretune.selection import unit_bound
 
 _LARGEST = 1 << 28  # bytes of JSON; a delta of a million tensors has a third of that
 _FIELDS = ("base", "plan", "head", "task", "tensors", "additions", "added", "info")
@@ -39,20 +41,13 @@ class Row:
     @property
     def bound(self) -> int:
         """One above the largest possible index."""
-        match self.granularity:
-            case "rows":
-                return self.shape[0]
-            case "columns":
-                return self.shape[-1]
-            case _:
-                return math.prod(self.shape)
+        return unit_bound(self.name, self.shape, self.granularity or "all")
 
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        if self.indices is None:
+    def count(self, indices: np.ndarray | None) -> int:
+        """Number of values, given the indices: the blocks at a tensor's edge are smaller than the others."""
+        if indices is None or self.granularity is None:
             return math.prod(self.shape)
-        return self.indices * (math.prod(self.shape) // max(self.bound, 1))
+        return Selection(self.name, self.shape, self.granularity, indices).count
 
 
 @dataclass(frozen=True)
@@ -130,8 +125,7 @@ def _tensor(entry: Any, dtype: torch.dtype) -> Row:
     if granularity == "all":
         _expect(indices, type(None), f"{name}: the number of indices of a whole tensor")
         return Row(name, dtype, shape, granularity, None)
-    if granularity != "entries" and not shape:
-        raise PareError(f"{name}: a tensor without dimensions has no {granularity}")
+    unit_bound(name, shape, granularity)  # refuses what this shape does not have
     if _expect(indices, int, f"{name}: the number of indices") < 0:
         raise PareError(f"{name}: {indices} indices cannot be")
     return Row(name, dtype, shape, granularity, indices)
