@@ -10,6 +10,7 @@ from typing import Any
 
 from paretune.cli_settings import method_settings
 from paretune.cli_tuned import print_tuned, refuse_only_auto
+from paretune.completion import complete
 from paretune.errors import PareError
 from paretune.options import RECIPE, build_parser
 
@@ -24,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C (the same command goes on where it was; choose, which writes at its end, starts anew); 1 when
         the system refused (a full disk).
     """
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    complete(parser)
+    options = parser.parse_args(arguments)
     _prepare(options)
     try:
         COMMANDS[options.command](options)
