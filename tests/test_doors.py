@@ -1,6 +1,12 @@
 """The tunable model in the tools people have already: each takes it as it is."""
 
 import copy
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +18,17 @@ import paretune as pt
 from paretune.anatomy import base_digest
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
+# The command line in a process that no connection leaves.
+OFFLINE = """
+import os, socket, sys
+def watch(event, arguments):
+    if event == "socket.getaddrinfo" or (event == "socket.connect" and arguments[0].family != socket.AF_UNIX):
+        print(event, arguments, file=sys.stderr, flush=True)
+        os._exit(9)
+sys.addaudithook(watch)
+from paretune.cli import main
+sys.exit(main())
+"""
 METHODS = (("random", "3%"), ("lora", "5%"), ("bitfit", None))
 
 
@@ -133,6 +150,43 @@ def test_tensorboard_gets_the_losses_and_tune_keeps_them(task, tmp_path):
     pt.tune(task, "random", "3%", tmp_path / "run", lr=1e-2, recipe=recipe, report_to="tensorboard")
     events = [path.read_bytes() for path in (tmp_path / "run").rglob("events.out.tfevents.*")]
     assert any(b"train/loss" in content for content in events)
+
+
+def test_trackio_gets_the_losses_and_nothing_leaves_this_machine(task, tmp_path):
+    """In a process of its own: trackio settles when it is imported where it writes."""
+    pytest.importorskip("trackio", reason="trackio is not installed: pip install 'paretune[trackio]'")
+    folder = Path(task.model_id)
+    words = ["tune", "--model", str(folder), "--train", str(folder.parent / "train.jsonl")]
+    words += ["--validation", str(folder.parent / "validation.jsonl"), "--method", "random", "--budget", "3%"]
+    words += [
+        "--lr",
+        "1e-2",
+        "--steps",
+        "4",
+        "--out",
+        str(tmp_path / "run"),
+        "--report-to",
+        "trackio",
+        "--json",
+    ]
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE, *words], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["method"] == "random"  # and not a word of trackio's beside it
+    (written,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(written) as database:
+        rows = [json.loads(row) for (row,) in database.execute("select metrics from metrics")]
+    assert [row["train/global_step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("name", "package"), [("trackio", "trackio"), ("tensorboard", "tensorboardX")])
+def test_without_its_package_the_way_to_it_is_told(task, tmp_path, monkeypatch, name, package):
+    monkeypatch.setattr("paretune.tuning.reporting.get_available_reporting_integrations", list)
+    with pytest.raises(pt.PareError, match=f"{name}' needs its package: pip install {package}$"):
+        pt.tune(task, "random", "3%", tmp_path / "run", report_to=name)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.cli_settings import method_settings
-from paretune.cli_tuned import print_tuned, refuse_only_auto
+from paretune.cli_tuned import print_tuned, refuse_only_auto, talk_aside
 from paretune.completion import complete
 from paretune.errors import PareError
 from paretune.options import RECIPE, build_parser
@@ -154,23 +154,24 @@ def _tune(options: Namespace) -> None:
     lr, recipe = _rate(options.lr), _recipe(options)
     plan = Plan.load(options.plan) if options.plan else None
     say = (lambda *_: None) if options.json or options.quiet else print
-    result = tune(
-        _task(options),
-        options.method,
-        options.budget,
-        options.out,
-        lr=lr,
-        recipe=recipe,
-        seed=options.seed,
-        head=options.head,
-        exclude=options.exclude,
-        delta_dtype=options.delta_dtype,
-        settings=settings,
-        plan=plan,
-        reselect=options.reselect,
-        say=say,
-        report_to=options.report_to,
-    )
+    with talk_aside(options.json):
+        result = tune(
+            _task(options),
+            options.method,
+            options.budget,
+            options.out,
+            lr=lr,
+            recipe=recipe,
+            seed=options.seed,
+            head=options.head,
+            exclude=options.exclude,
+            delta_dtype=options.delta_dtype,
+            settings=settings,
+            plan=plan,
+            reselect=options.reselect,
+            say=say,
+            report_to=options.report_to,
+        )
     print_tuned(result, options.out, options.json)
 
 

@@ -10,7 +10,7 @@ from paretune.budget import Budget
 from paretune.cli_engine import engine_of
 from paretune.cli_front import task_words
 from paretune.cli_live import Live
-from paretune.cli_tuned import print_tuned
+from paretune.cli_tuned import print_tuned, talk_aside
 from paretune.errors import PareError
 from paretune.progress import set_quiet
 from paretune.search.auto import auto
@@ -38,7 +38,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     if options.for_bytes is not None:
         _bytes("--for-bytes", options.for_bytes)
     engine = engine_of(options)
-    with Live() as live:
+    with talk_aside(options.json), Live() as live:
         set_quiet(True)  # the one line is enough: no bar for every trial
         result = auto(
             task(options),

@@ -1,7 +1,10 @@
 """What ``paretune tune`` says at its end, and which of its options are for ``--method auto`` alone."""
 
 import json
+import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,16 @@ from paretune.errors import PareError
 from paretune.plan_table import readable_bytes
 
 ONLY_AUTO = ("for_memory", "for_bytes", "minutes", "engine", "address", "trial_cpus", "trial_gpus")
+
+
+@contextmanager
+def talk_aside(as_json: bool) -> Iterator[None]:
+    """With ``--json``, what libraries print while they work (trackio greets) goes to standard error."""
+    if not as_json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def print_tuned(result: dict[str, Any], out: Path, as_json: bool) -> None:
