@@ -2,35 +2,38 @@
 
 import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
+import time
+from itertools import count
 
 import pytest
 
 from paretune.cli import INTERRUPTED, OK, main
 from paretune.errors import PareError
+from paretune.evidence.collector import Collector
 from paretune.plan import Plan
+from tests.processes import ended, start
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
-# The command as it is; each batch that was scored is told.
-RUN = """
-import sys
-from paretune.cli import main
-from paretune.evidence.collector import Collector
-run = Collector.run
-def told(self, *arguments):
-    print("scored", flush=True)
-    return run(self, *arguments)
-Collector.run = told
-sys.exit(main(sys.argv[1:]))
-"""
+
+def command(words):
+    """The command as it is, but that each batch is told and the fifth lasts until a signal comes."""
+    run, batches = Collector.run, count(1)
+
+    def told(self, *arguments):
+        print("scored", flush=True)
+        if next(batches) == 5:
+            time.sleep(300)
+        return run(self, *arguments)
+
+    Collector.run = told
+    sys.exit(main(words))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_half_is_left(tmp_path, how):
     tiny_model("bert", tmp_path / "bert")
-    write_jsonl(tmp_path / "train.jsonl", tiny_rows("single", 150))
+    write_jsonl(tmp_path / "train.jsonl", tiny_rows("single", 60))
     options = [
         "choose",
         "--model",
@@ -40,28 +43,21 @@ def test_nothing_half_is_left(tmp_path, how):
         "--quiet",
     ]
     options += ["--budget", "3%", "--method", "fish", "--set", "batch_size=1", "--out"]
-    command = [sys.executable, "-c", RUN, *options, str(tmp_path / "plan")]
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(
-        command,
-        cwd=root,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-        **pipes,
-    ) as process:
-        for _ in range(5):  # of 135
-            assert process.stdout.readline() == "scored\n"
-        process.send_signal(how)
-        printed, said = process.communicate()
-    assert set(printed.split()) <= {"scored"}  # no plan is shown
+    process = start(tmp_path / "said", command, [*options, str(tmp_path / "plan")])
+    until = time.monotonic() + 120
+    while not (printed := tmp_path / "said/stdout").exists() or printed.read_text().count("scored") < 5:
+        assert time.monotonic() < until and process.exitcode is None
+        time.sleep(0.01)
+    os.kill(process.pid, how)
+    code = ended(process)
+    printed, said = ((tmp_path / "said" / name).read_text() for name in ("stdout", "stderr"))
+    assert printed.split() == ["scored"] * 5  # no plan is shown
     if how == signal.SIGINT:
-        assert process.returncode == INTERRUPTED
+        assert code == INTERRUPTED
         assert "interrupted; the same command starts anew" in said
         assert "Traceback" not in said
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
     assert not (tmp_path / "plan").exists()
     with pytest.raises(PareError, match="no plan there"):
         Plan.load(tmp_path / "plan")

@@ -1,6 +1,5 @@
-"""What each process does in the test of several: `python -m tests.evidence.one_rank MODEL OUT`."""
+"""What each process does in the test of several."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -37,7 +36,3 @@ def main(folder: str, out: str) -> None:
         fisher(model, task, indices=[7, *good], batch_size=4)
     except PareError as error:
         (Path(out) / f"{PartialState().num_processes}-{rank}.txt").write_text(str(error))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,18 +1,14 @@
 """A pass over several processes ends with the same in each, and with what one process ends with."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from tests.evidence.one_rank import main
+from tests.processes import ended, start
 from tests.tiny import tiny_model
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(ranks: int, model: Path, out: Path) -> None:
@@ -21,13 +17,12 @@ def run(ranks: int, model: Path, out: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    command = [sys.executable, "-m", "tests.evidence.one_rank", str(model), str(out)]
     processes = []
     for rank in range(ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **shared, **own}))
-    assert [process.wait(timeout=120) for process in processes] == [0] * ranks
+        said = out / f"said-{rank}"
+        processes.append(start(said, main, str(model), str(out), environment=shared | own))
+    assert [ended(process) for process in processes] == [0] * ranks
 
 
 def test_two_processes_equal_one_and_fail_together(tmp_path: Path) -> None:

@@ -1,10 +1,5 @@
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +7,7 @@ from paretune.errors import PareError
 from paretune.methods import METHODS
 from paretune.search.ladder import FRONT_LADDERS
 from paretune.search.ration import Limits
+from tests.processes import start
 from tests.search.planted import GOOD, Planted, calls
 from tests.search.race_help import CANDIDATES, NAMES, candidate, race
 
@@ -98,21 +94,23 @@ def test_an_interrupted_race_goes_on_to_the_same_end(tmp_path, at):
     assert calls(tmp_path / "log") == calls(tmp_path / "whole.log")
 
 
+def run_race(folder, objective, workers):
+    race(folder, objective, limits=Limits(workers=workers))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_race_loses_and_repeats_nothing(tmp_path, workers):
-    command = [sys.executable, "-m", "tests.search.race_in_a_process", str(tmp_path), str(workers)]
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root / "src"), str(root)])
-    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": path})
+    slow = Planted(tmp_path / "log", noise=0.01, seconds=0.1)
+    process = start(tmp_path / "said", run_race, tmp_path, slow, workers)
     log = tmp_path / "log"
     until = time.monotonic() + 120
     try:
         while len(calls(log)) < 14:
-            assert time.monotonic() < until and process.poll() is None
+            assert time.monotonic() < until and process.exitcode is None
             time.sleep(0.01)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     time.sleep(0.5)  # a worker in a trial ends it, has nobody to tell, and goes
     made = race(tmp_path, Planted(log, noise=0.01, seconds=0.001))
     again = [call for call, times in Counter(calls(log)).items() if times > 1]

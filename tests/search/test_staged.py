@@ -1,10 +1,5 @@
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +8,7 @@ from paretune.search.book import Book
 from paretune.search.outcome import WIDTH, stage_table
 from paretune.search.ration import Limits
 from paretune.search.schedule import round_cost
+from tests.processes import start
 from tests.search.counted import BEST, Counted
 from tests.search.designs_help import SPACE, calls, run
 
@@ -148,21 +144,23 @@ def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path):
     assert calls(tmp_path / "log") == calls(tmp_path / "whole.log")
 
 
+def run_search(folder, objective, workers):
+    run(folder, objective, limits=Limits(workers=workers))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_search_loses_and_repeats_nothing(tmp_path, workers):
-    command = [sys.executable, "-m", "tests.search.in_a_process", str(tmp_path), "0.2", str(workers)]
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root / "src"), str(root)])
-    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": path})
+    slow = Counted(tmp_path / "log", seconds=0.2)
+    process = start(tmp_path / "said", run_search, tmp_path, slow, workers)
     log, journal = tmp_path / "log", tmp_path / "study.journal"
     deadline = time.monotonic() + 120
     try:
         while not (log.exists() and len(calls(log)) >= 12):
-            assert time.monotonic() < deadline and process.poll() is None
+            assert time.monotonic() < deadline and process.exitcode is None
             time.sleep(0.01)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     time.sleep(0.5)  # a worker in a trial ends it, has nobody to tell, and goes
     with journal.open("ab") as file:
         file.write(b'{"op_code":5,"wor')  # the half line of a kill in the middle of a write

@@ -2,11 +2,8 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +16,7 @@ from paretune.methods import choose
 from paretune.plan import Plan, Selection
 from paretune.task import Task
 from paretune.tuning import Recipe, attach, detach, train
+from tests.processes import ended, start
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
 QUICK = Recipe(lr=5e-3, steps=6, batch_size=8, checkpoints=0)
@@ -138,28 +136,14 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-RUN = """
-import sys, torch
-from pathlib import Path
-from paretune.plan import Plan
-from paretune.task import Task
-from paretune.tuning import Recipe, attach, train
-from tests.tuning.test_train import KillAt
-folder, out, precision, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-torch.set_num_threads(1)
-task = Task.from_files(folder / "train.jsonl", model=folder / "bert")
-recipe = Recipe(lr=5e-3, steps=12, batch_size=8, checkpoints=4, precision=precision)
-model = attach(task.load_model(dtype=recipe.dtype), Plan.load(folder / f"plan-{precision}"))
-train(model, task, out, recipe, callbacks=[KillAt(kill)] if kill else [])
-model.delta().save(Path(out) / "delta.safetensors")
-"""
-
-
-def run_killed(folder, out, precision, kill):
-    command = [sys.executable, "-c", RUN, str(folder), str(out), precision, str(kill)]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+def run(folder, out, precision, kill=0):
+    """A whole run of the plan in the folder, as it is done in a process that ends at a step."""
+    task = Task.from_files(folder / "train.jsonl", model=folder / "bert")
+    recipe = Recipe(lr=5e-3, steps=12, batch_size=8, checkpoints=4, precision=precision)
+    model = attach(task.load_model(dtype=recipe.dtype), Plan.load(folder / f"plan-{precision}"))
+    train(model, task, out, recipe, callbacks=[KillAt(kill)] if kill else [])
+    model.delta().save(out / "delta.safetensors")
+    return (out / "delta.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -169,17 +153,16 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, precision):
     task = Task.from_files(tmp_path / "train.jsonl", model=model)
     dtype = Recipe(lr=1.0, precision=precision).dtype
     choose("random", task.load_model(dtype=dtype), task, "5%").save(tmp_path / f"plan-{precision}")
-    whole = run_killed(tmp_path, tmp_path / "whole", precision, 0)
-    assert whole.returncode == 0, whole.stderr
+    whole = run(tmp_path, tmp_path / "whole", precision)
     steps = sorted(np.random.default_rng().choice(np.arange(1, 12), 2, replace=False).tolist())
     for step in steps:
-        killed = run_killed(tmp_path, tmp_path / "killed", precision, step)
+        process = start(tmp_path / "said", run, tmp_path, tmp_path / "killed", precision, step)
         # a checkpoint may already lie beyond the step to be killed at
-        assert killed.returncode == -signal.SIGKILL or (tmp_path / "killed/delta.safetensors").exists(), steps
-    final = run_killed(tmp_path, tmp_path / "killed", precision, 0)
-    assert final.returncode == 0, final.stderr
-    wanted = (tmp_path / "whole/delta.safetensors").read_bytes()
-    assert (tmp_path / "killed/delta.safetensors").read_bytes() == wanted, f"killed after steps {steps}"
+        assert ended(process) == -signal.SIGKILL or (tmp_path / "killed/delta.safetensors").exists(), (
+            steps,
+            (tmp_path / "said/stderr").read_text(),
+        )
+    assert run(tmp_path, tmp_path / "killed", precision) == whole, f"killed after steps {steps}"
 
 
 @pytest.mark.slow
@@ -188,21 +171,17 @@ def test_a_kill_at_any_moment_leaves_something_to_resume_from(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", tiny_rows("pair", 120))
     task = Task.from_files(tmp_path / "train.jsonl", model=model)
     choose("random", task.load_model(), task, "5%").save(tmp_path / "plan-fp32")
-    start = time.perf_counter()
-    assert run_killed(tmp_path, tmp_path / "whole", "fp32", 0).returncode == 0
-    seconds = time.perf_counter() - start
+    begun = time.perf_counter()
+    assert ended(start(tmp_path / "said", run, tmp_path, tmp_path / "whole", "fp32")) == 0
+    seconds = time.perf_counter() - begun
     rng = np.random.default_rng()
     for _ in range(6):
-        command = [sys.executable, "-c", RUN, str(tmp_path), str(tmp_path / "killed"), "fp32", "0"]
-        root = Path(__file__).parents[2]
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.5, 1.0) * seconds)
+        process = start(tmp_path / "said", run, tmp_path, tmp_path / "killed", "fp32")
+        time.sleep(rng.uniform(0.1, 1.0) * seconds)
         process.kill()
-        process.wait()
-    assert run_killed(tmp_path, tmp_path / "killed", "fp32", 0).returncode == 0
+        process.join()
     wanted = (tmp_path / "whole/delta.safetensors").read_bytes()
-    assert (tmp_path / "killed/delta.safetensors").read_bytes() == wanted
+    assert run(tmp_path, tmp_path / "killed", "fp32") == wanted
 
 
 def test_a_checkpoint_holds_the_delta_and_not_the_base(task, tmp_path):
