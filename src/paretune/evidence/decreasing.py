@@ -15,6 +15,8 @@ import torch
 from paretune.evidence.consumers import ExampleEntries, ExampleNorms, SquaredSum
 from paretune.evidence.labels import Labels
 from paretune.evidence.passes import evidence_pass
+from paretune.evidence.units import ExampleUnits, unit_sums
+from paretune.selection import Granularity, Selection
 
 Order = Literal["samples", "parameters", "together"]
 Keep = Literal["top", "bottom", "random", "balanced"]
@@ -23,7 +25,11 @@ Pool = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Rung:
-    """One pair: which examples (positions among those drawn) and which weights (positions in the pool)."""
+    """One pair: which examples (positions among those drawn) and which weights (positions in the pool).
+
+    Where whole rows, columns or blocks are chosen, each of them stands for one weight of this module: its
+    ``A_ij`` is the sum of its weights' squares.
+    """
 
     samples: np.ndarray
     weights: np.ndarray
@@ -52,11 +58,22 @@ class Cached:
         self._entries = entries
 
     @classmethod
-    def collect(cls, evidence: "Evidence", pool: Pool, dtype: torch.dtype) -> "Cached":
+    def collect(
+        cls, evidence: "Evidence", pool: Pool, dtype: torch.dtype, granularity: Granularity = "entries"
+    ) -> "Cached":
         """Fill the cache by one pass over the drawn examples."""
-        devices = {name: p.device for name, p in evidence.model.named_parameters()}
-        indices = {name: torch.from_numpy(chosen).to(devices[name]) for name, chosen in pool.items()}
-        consumer = ExampleEntries(len(evidence.drawn), indices, squared=True, dtype=dtype)
+        parameters = dict(evidence.model.named_parameters())
+        devices = {name: parameters[name].device for name in pool}
+        consumer: ExampleEntries | ExampleUnits
+        if granularity == "entries":
+            indices = {name: torch.from_numpy(chosen).to(devices[name]) for name, chosen in pool.items()}
+            consumer = ExampleEntries(len(evidence.drawn), indices, squared=True, dtype=dtype)
+        else:
+            units = {
+                name: Selection(name, tuple(parameters[name].shape), granularity, chosen)
+                for name, chosen in pool.items()
+            }
+            consumer = ExampleUnits(len(evidence.drawn), units, devices, dtype)
         evidence.run([consumer], evidence.drawn)
         return cls([consumer.values[name] for name in pool])
 
@@ -91,19 +108,17 @@ class Cached:
 class Recomputed:
     """A held nowhere: a pass over the samples in question for every sum."""
 
-    def __init__(self, evidence: "Evidence", pool: Pool) -> None:
-        self._evidence, self._pool = evidence, pool
+    def __init__(self, evidence: "Evidence", pool: Pool, granularity: Granularity = "entries") -> None:
+        self._evidence, self._pool, self._granularity = evidence, pool, granularity
         self._parameters = dict(evidence.model.named_parameters())
 
     def of_samples(self, samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """See :class:`Squares`."""
-        ends = np.cumsum([len(chosen) for chosen in self._pool.values()])
-        parts = np.split(weights, np.searchsorted(weights, ends[:-1]))
-        indices = {
-            name: torch.from_numpy(chosen[part - (end - len(chosen))]).to(self._parameters[name].device)
-            for (name, chosen), part, end in zip(self._pool.items(), parts, ends, strict=True)
-            if len(part)
-        }
+        indices: dict[str, torch.Tensor | None] = {}
+        for name, chosen in of_pool(self._pool, weights).items():
+            parameter = self._parameters[name]
+            flat = Selection(name, tuple(parameter.shape), self._granularity, chosen).flat()
+            indices[name] = torch.from_numpy(flat).to(parameter.device)
         consumer = ExampleNorms(len(samples), indices)
         self._evidence.run([consumer], self._evidence.drawn[samples])
         return consumer.values.numpy()
@@ -112,7 +127,12 @@ class Recomputed:
         """See :class:`Squares`."""
         consumer = SquaredSum({name: self._parameters[name] for name in self._pool})
         self._evidence.run([consumer], self._evidence.drawn[samples])
-        sums = [consumer.values[name].reshape(-1)[torch.from_numpy(c)] for name, c in self._pool.items()]
+        sums = []
+        for name, chosen in self._pool.items():
+            values = consumer.values[name]
+            if self._granularity != "entries":
+                values = unit_sums(values, self._granularity)
+            sums.append(values.reshape(-1)[torch.from_numpy(chosen)])
         return torch.cat([part.double().cpu() for part in sums]).numpy()
 
 
@@ -183,6 +203,17 @@ def decrease(
             samples = kept(before.weights)
             rungs.append(Rung(samples, narrowed(samples if order == "samples" else before.samples)))
     return rungs
+
+
+def of_pool(pool: Pool, places: np.ndarray) -> Pool:
+    """By tensor the indices at some places of the pool (ascending); tensors without any are left out."""
+    ends = np.cumsum([len(chosen) for chosen in pool.values()])
+    parts = np.split(places, np.searchsorted(places, ends[:-1]))
+    return {
+        name: chosen[part - (end - len(chosen))]
+        for (name, chosen), part, end in zip(pool.items(), parts, ends, strict=True)
+        if len(part)
+    }
 
 
 def largest(scores: np.ndarray, count: int) -> np.ndarray:

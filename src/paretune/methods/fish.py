@@ -27,7 +27,7 @@ class Fish(Ranking):
         batch_size: Examples in a forward pass; no influence but rounding.
         parts: Disjoint masks for so many workers: the best entries, as many as all masks hold, dealt out in
             turn. Each is a plan of the budget's size, ``other-0`` to ``other-(parts - 1)``; the plan itself
-            is the first. ``paretune delta merge --overlap head`` puts their deltas together.
+            is the first. ``paretune delta merge --overlap head`` puts their deltas together. Of entries only.
 
     Further settings: see :class:`paretune.methods.ranking.Ranking`.
     """
@@ -48,19 +48,24 @@ class Fish(Ranking):
         super().__post_init__()
         if self.parts < 1:
             raise PareError(f"fish: parts={self.parts} is below 1")
+        if self.parts > 1 and self.granularity != "entries":
+            raise PareError(
+                f"fish: parts={self.parts} deals out single entries, not {self.granularity}; leave parts or "
+                "granularity out"
+            )
 
     def choose(self, question: Question) -> Choice:
-        """Score the competing entries and take k of them.
+        """Score what competes and take k weights of it.
 
         Raises:
-            PareError: As :func:`paretune.evidence.fisher`.
+            PareError: The budget holds not one unit, or as :func:`paretune.evidence.fisher`.
         """
         k = size_of_all(question, self.parts)
         tensors = self.ranks.competing(question, k)
         evidence = self.under_warm_head(question, lambda: self._evidence(question, tensors))
         notes: dict[str, Any] = {"samples": len(evidence.indices), "mean_loss": float(evidence.losses.mean())}
         chosen = self.ranks.take(evidence.scores, k, question.seed)
-        return dealt_choice(question, chosen, evidence.scores, self.parts, notes)
+        return dealt_choice(question, chosen, evidence.scores, self.parts, notes, self.granularity)
 
     def _evidence(self, question: Question, tensors: tuple[Tensor, ...]) -> Fisher:
         return fisher(

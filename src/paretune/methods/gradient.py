@@ -32,10 +32,11 @@ class Gradient(Ranking):
     batch_size: int = 32
 
     def choose(self, question: Question) -> Choice:
-        """Score the competing entries and take k of them.
+        """Score what competes and take k weights of it.
 
         Raises:
-            PareError: Every gradient is zero, or as :func:`paretune.evidence.evidence_pass`.
+            PareError: Every gradient is zero, the budget holds not one unit, or as
+                :func:`paretune.evidence.evidence_pass`.
         """
         k = question.k
         parameters = dict(question.model.named_parameters())
@@ -57,4 +58,5 @@ class Gradient(Ranking):
         if not any(bool(values.any()) for values in scores.values()):
             raise PareError(f"every gradient is zero on the {samples} examples; no weight can be preferred")
         notes: dict[str, Any] = {"samples": samples, "mean_loss": float(losses.mean())}
-        return Choice(entries(question, self.ranks.take(scores, k, question.seed)), notes=notes)
+        chosen = self.ranks.take(scores, k, question.seed)
+        return Choice(entries(question, chosen, self.granularity), notes=notes)

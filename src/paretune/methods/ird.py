@@ -9,7 +9,17 @@ import torch
 from paretune.anatomy import Tensor
 from paretune.errors import PareError
 from paretune.evidence import fisher
-from paretune.evidence.decreasing import Cached, Evidence, Keep, Order, Recomputed, Rung, decrease, largest
+from paretune.evidence.decreasing import (
+    Cached,
+    Evidence,
+    Keep,
+    Order,
+    Recomputed,
+    Rung,
+    decrease,
+    largest,
+    of_pool,
+)
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
 from paretune.methods.ranking import Ranking
@@ -19,6 +29,9 @@ from paretune.methods.samples import describe_samples
 @dataclass(frozen=True)
 class Ird(Ranking):
     """A ladder of sample-parameter pairs; the last rung is the budget.
+
+    With whole rows, columns or blocks (``granularity``) an example and a unit meet in the sum of the unit's
+    squared gradients; a rung's size still counts weights.
 
     Args:
         samples: n of the last rung; the first has ``samples * factor ** steps``, drawn at random.
@@ -104,7 +117,7 @@ class Ird(Ranking):
             Rung(np.arange(sizes[0][0]), np.arange(count)),
             sizes[1:],
             keep=self._keeper(question, first.indices, first.losses),
-            pick=self.ranks.pick({tensor.name: tensor.count for tensor in tensors}, pool, question.seed),
+            pick=self._picker(question, tensors, pool),
             order=self.order,
             nested=self.nested,
             pool=count,
@@ -133,8 +146,14 @@ class Ird(Ranking):
         """The matrix of squares in the way that fits the memory bound."""
         for held, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             if cache_size(len(evidence.drawn), count, held) <= self.cache_bytes:
-                return Cached.collect(evidence, pool, dtype), held
-        return Recomputed(evidence, pool), "recomputed"
+                return Cached.collect(evidence, pool, dtype, self.granularity), held
+        return Recomputed(evidence, pool, self.granularity), "recomputed"
+
+    def _picker(self, question: Question, tensors: tuple[Tensor, ...], pool: dict[str, np.ndarray]) -> Any:
+        """How weights, or whole units of them, are kept, over positions in the pool."""
+        if self.granularity != "entries":
+            return self.ranks.pick_units({t.name: t.shape for t in tensors}, pool, question.seed)
+        return self.ranks.pick({tensor.name: tensor.count for tensor in tensors}, pool, question.seed)
 
     def _keeper(self, question: Question, drawn: np.ndarray, losses: np.ndarray) -> Any:
         """How samples are kept, over positions among the drawn."""
@@ -163,15 +182,10 @@ class Ird(Ranking):
     def _choice(
         self, question: Question, pool: dict[str, np.ndarray], rung: Rung, first: Any, notes: dict[str, Any]
     ) -> Choice:
-        ends = np.cumsum([len(chosen) for chosen in pool.values()])
-        parts = np.split(rung.weights, np.searchsorted(rung.weights, ends[:-1]))
-        indices = {
-            name: chosen[part - (end - len(chosen))]
-            for (name, chosen), part, end in zip(pool.items(), parts, ends, strict=True)
-        }
+        selections = entries(question, of_pool(pool, rung.weights), self.granularity)
         kept = describe_samples(question.task, first.indices, first.losses, rung.samples)
-        pair = {"samples": len(rung.samples), "weights": len(rung.weights)}
-        return Choice(entries(question, indices), notes={**notes, **pair, **kept})
+        pair = {"samples": len(rung.samples), "weights": sum(s.count for s in selections)}
+        return Choice(selections, notes={**notes, **pair, **kept})
 
 
 def cache_size(examples: int, weights: int, held: str) -> int:

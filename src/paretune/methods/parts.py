@@ -11,6 +11,7 @@ from torch import Tensor
 from paretune.errors import PareError
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
+from paretune.selection import Granularity
 
 
 def deal(
@@ -53,6 +54,7 @@ def dealt_choice(
     scores: Mapping[str, Tensor],
     parts: int,
     notes: dict[str, Any],
+    granularity: Granularity = "entries",
 ) -> Choice:
     """The choice of part 0, and beside it those of all parts in order (none where there is one part).
 
@@ -62,9 +64,10 @@ def dealt_choice(
         scores: What they were ranked by.
         parts: How many.
         notes: For each; a part's has its number and how many there are.
+        granularity: What was chosen; several parts are of entries.
     """
     if parts == 1:
-        return Choice(entries(question, chosen), notes=notes)
+        return Choice(entries(question, chosen, granularity), notes=notes)
     dealt = tuple(
         Choice(entries(question, mine), notes={**notes, "part": [number, parts]})
         for number, mine in enumerate(deal(chosen, scores, parts))

@@ -17,9 +17,12 @@ import torch
 from paretune.anatomy import Tensor
 from paretune.errors import PareError
 from paretune.evidence import top_k
-from paretune.evidence.decreasing import largest
+from paretune.evidence.decreasing import largest, of_pool
+from paretune.evidence.units import unit_sums
 from paretune.methods.base import Question
+from paretune.methods.units import UnitPicker, check_budget, check_granularity, having_units
 from paretune.methods.warm import Warm
+from paretune.selection import Granularity, Selection, unit_bound
 
 Within = Literal["blocks", "all"]
 Share = Literal["even", "scaled", "global"]
@@ -29,7 +32,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Ranking(Warm):
-    """Settings shared by the methods that rank single weights.
+    """Settings shared by the methods that rank weights.
 
     Args:
         reading: ``robust``, our default: ``within="blocks"``, ``share="even"``, ``power=0.25``; or
@@ -41,6 +44,12 @@ class Ranking(Warm):
             their tensor's mean, then ranked together; ``global``: ranked together as they are.
         power: Weights are drawn without replacement, each with a chance in proportion to its squared-gradient
             score to this power (Efraimidis and Spirakis 2006); 0 takes the largest scores.
+        granularity: ``entries``: single weights; or whole units: ``rows``, ``columns`` or ``blocks`` (tiles
+            of 16 x 16 of a matrix). A unit scores the sum of its weights' scores: of squared gradients, the
+            trace of the unit's Fisher information. Units are compared and drawn by the mean over their
+            weights, and taken in order while they fit the budget, which counts weights; one that does not is
+            passed over, until no smaller one fits. ``share="even"`` gives every tensor the same share of its
+            units.
 
     ``warm_head`` and ``warm_lr``: see :class:`paretune.methods.warm.Warm`.
 
@@ -52,9 +61,11 @@ class Ranking(Warm):
     within: Within | None = None
     share: Share | None = None
     power: float | None = None
+    granularity: Granularity = "entries"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_granularity(self.granularity)
         known = {
             "reading": ("robust", "published"),
             "within": (None, "blocks", "all"),
@@ -78,6 +89,7 @@ class Ranking(Warm):
             self.within or within,  # type: ignore[arg-type]
             self.share or share,  # type: ignore[arg-type]
             power if self.power is None else self.power,
+            self.granularity,
         )
 
 
@@ -88,19 +100,31 @@ class Ranks:
     within: Within
     share: Share
     power: float
+    granularity: Granularity = "entries"
 
     def competing(self, question: Question, least: int) -> tuple[Tensor, ...]:
-        """The tensors that compete for ``least`` weights or more."""
-        return competing(question.candidates, self.within, least)
+        """The tensors that compete for ``least`` weights or more.
+
+        Raises:
+            PareError: As :func:`competing` and, of the budget, :func:`paretune.methods.units.check_budget`.
+        """
+        tensors = competing(question.candidates, self.within, least, self.granularity)
+        check_budget(tensors, self.granularity, question.k)
+        return tensors
 
     def take(self, scores: dict[str, torch.Tensor], k: int, seed: int) -> dict[str, np.ndarray]:
-        """The flat indices of ``k`` weights by tensor.
+        """The flat indices of ``k`` weights by tensor; of whole units their indices, at most ``k`` weights.
 
         Args:
             scores: By tensor, squared gradients or like them, none below zero. Overwritten.
             k: How many.
             seed: Of what is left to chance.
+
+        Raises:
+            PareError: A score is NaN, or not one unit fits.
         """
+        if self.granularity != "entries":
+            return self._take_units(scores, k, seed)
         scale = self.scales(scores)
         if self.power:
             for name, values in scores.items():
@@ -112,6 +136,21 @@ class Ranks:
         for (name, values), count in zip(scores.items(), counts, strict=True):
             chosen |= top_k({name: values}, count)
         return chosen
+
+    def _take_units(self, scores: dict[str, torch.Tensor], k: int, seed: int) -> dict[str, np.ndarray]:
+        """See :meth:`take`."""
+        shapes = {name: tuple(values.shape) for name, values in scores.items()}
+        pool = {name: np.arange(unit_bound(name, shape, self.granularity)) for name, shape in shapes.items()}
+        sums = []
+        for name, values in scores.items():
+            found = unit_sums(values, self.granularity).double().cpu().numpy()
+            if np.isnan(found).any():
+                raise PareError(f"{name}: a score is NaN; look for gradients that overflowed")
+            # Scaling comes before the power here, and after it in `scales`: the same.
+            sums.append(found / (found.sum() / values.numel() or 1) if self.share == "scaled" else found)
+        every = np.concatenate(sums)
+        places = self.pick_units(shapes, pool, seed)(np.arange(len(every)), every, k)
+        return of_pool(pool, places)
 
     def scales(self, scores: dict[str, torch.Tensor]) -> dict[str, float] | None:
         """What the keys of each tensor are multiplied by before they are ranked together."""
@@ -138,6 +177,28 @@ class Ranks:
         waits = [_waits_of(name, sizes[name], indices, seed) for name, indices in pool.items()]
         owner = np.repeat(np.arange(len(pool)), [len(indices) for indices in pool.values()])
         return Picker(self, np.concatenate(waits), owner, [sizes[name] for name in pool])
+
+    def pick_units(
+        self, shapes: Mapping[str, tuple[int, ...]], pool: Mapping[str, np.ndarray], seed: int
+    ) -> UnitPicker:
+        """As :meth:`pick`, among whole rows, columns or blocks.
+
+        Args:
+            shapes: Of every tensor of the pool.
+            pool: By tensor indices of units, ascending.
+            seed: As for :meth:`take`.
+        """
+        parts = [Selection(name, shapes[name], self.granularity, indices) for name, indices in pool.items()]
+        waits = [_waits_of(s.tensor, s.bound, pool[s.tensor], seed) for s in parts]
+        return UnitPicker(
+            even=self.share == "even",
+            power=self.power,
+            waits=np.concatenate(waits),
+            owner=np.repeat(np.arange(len(parts)), [len(indices) for indices in pool.values()]),
+            sizes=np.concatenate([part.sizes for part in parts]),
+            units=np.array([part.bound for part in parts]),
+            weights=sum(part.numel for part in parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -179,8 +240,15 @@ class Picker:
         return among[np.sort(np.concatenate(kept))]
 
 
-def competing(candidates: tuple[Tensor, ...], within: Within, least: int) -> tuple[Tensor, ...]:
-    """The candidates that compete for ``least`` weights or more, see ``within`` of :class:`Ranking`."""
+def competing(
+    candidates: tuple[Tensor, ...], within: Within, least: int, granularity: Granularity = "entries"
+) -> tuple[Tensor, ...]:
+    """The candidates that compete for ``least`` weights or more, see ``within`` of :class:`Ranking`.
+
+    Raises:
+        PareError: None has units of this granularity.
+    """
+    candidates = having_units(candidates, granularity)
     inside = tuple(
         tensor
         for tensor in candidates
