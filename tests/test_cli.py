@@ -65,6 +65,17 @@ def test_adapeft_has_flags_of_its_own(data, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["settings"]["probe_model"] == model
 
 
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks"])
+def test_granularity_has_a_flag_of_its_own(data, tmp_path, capsys, kind):
+    arguments = [*task_options(data, validation=False), "--budget", "5%", "--method", "random"]
+    arguments += ["--granularity", kind]
+    assert main(["choose", *arguments]) == OK
+    assert f" {kind} of " in capsys.readouterr().out
+    assert tune(data, tmp_path / "run", *arguments[-6:]) == OK
+    kinds = {values.granularity for values in Delta.load(tmp_path / "run/delta.safetensors").tensors.values()}
+    assert kinds == {kind, "all"}  # the head is whole
+
+
 def test_tune_with_a_plan_that_was_chosen_before(data, tmp_path, capsys):
     arguments = [*task_options(data, validation=False), "--budget", "3%", "--method", "random"]
     main(["choose", *arguments, "--out", str(tmp_path / "plan")])
@@ -146,6 +157,13 @@ def test_methods_lists_every_method_with_its_settings(capsys):
             ["--method", "lora", "--horizon", "10%"],
             "--horizon is nothing that lora knows; it is a setting of",
         ),
+        (
+            ["--method", "lora", "--granularity", "rows"],
+            "--granularity is nothing that lora knows; it is a setting of random, gradient, fish, ird",
+        ),
+        (["--method", "fish", "--granularity", "row"], "granularity='row' is none of entries, rows"),
+        (["--granularity", "rows", "--set", "granularity=rows"], "give it once"),
+        (["--method", "random", "--granularity", "rows", "--budget", "5"], "below one of the rows"),
         (["--method", "s4", "--probe-model", "m"], "--probe-model is nothing that s4 knows"),
         (["--method", "adapeft", "--probe-depth", "half"], "--probe-depth half: give a share"),
         (["--method", "adapeft", "--horizon", "200%"], "horizon 2.0 must be a share"),

@@ -200,6 +200,19 @@ def test_the_picture_fits_a_terminal():
     assert max(map(len, lines)) <= 80
     assert "540 weights of 1,200: 45.000% (asked: 45%)" in str(plan)
     assert any(line.split()[:2] == ["0", "500"] for line in lines)
+    assert "selects  500 entries of 1 tensor, 1 whole tensor" in lines
+
+
+def test_the_picture_says_of_which_shape_the_selection_is():
+    kinds = {"rows": 2, "columns": 3, "blocks": 1}
+    parts = tuple(
+        Selection(f"{kind}.{n}", (30, 40), kind, np.arange(count))
+        for kind, count in kinds.items()
+        for n in range(2)
+    )
+    lines = str(Plan(BASE, parts)).splitlines()
+    assert "selects  4 rows of 2 tensors, 6 columns of 2 tensors, 2 blocks of 2 tensors" in lines
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("others", [0, 2])

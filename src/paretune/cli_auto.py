@@ -12,6 +12,7 @@ from paretune.cli_front import task_words
 from paretune.cli_live import Live
 from paretune.cli_tuned import print_tuned, talk_aside
 from paretune.errors import PareError
+from paretune.options import METHOD_FLAGS
 from paretune.progress import set_quiet
 from paretune.search.auto import auto
 from paretune.search.ration import Limits
@@ -29,8 +30,8 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     Raises:
         PareError: As :func:`paretune.search.auto.auto`, or an option that auto settles itself.
     """
-    for name in ("set", "plan", "lr", "reselect"):
-        if getattr(options, name):
+    for name in ("set", "plan", "lr", "reselect", *(flag for flag, *_ in METHOD_FLAGS)):
+        if getattr(options, name.replace("-", "_")):
             raise PareError(f"--{name}: --method auto settles that itself; leave it out, or name a method")
     if options.budget is not None and options.for_bytes is not None:
         raise PareError("--budget and --for-bytes both say how much may be trained; give one of them")

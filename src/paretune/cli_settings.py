@@ -22,9 +22,9 @@ def method_settings(options: Namespace) -> dict[str, Any]:
     from paretune.methods import METHODS, make_method
 
     settings = _pairs(options.set)
-    flags = {name: getattr(options, name.replace("-", "_")) for name, *_ in METHOD_FLAGS}
-    for flag, value in flags.items():
+    for flag, metavar, _ in METHOD_FLAGS:
         name = flag.replace("-", "_")
+        value = getattr(options, name)
         if value is None:
             continue
         if options.method in METHODS and name not in _names(METHODS[options.method]):
@@ -32,7 +32,7 @@ def method_settings(options: Namespace) -> dict[str, Any]:
             raise PareError(f"--{flag} is nothing that {options.method} knows; it is a setting of {having}")
         if name in settings:
             raise PareError(f"--{flag} {value} and --set {name}={settings[name]}: give it once")
-        settings[name] = value if name == "probe_model" else _share(flag, value)
+        settings[name] = _share(flag, value) if metavar == "SHARE" else value
     make_method(options.method, settings)
     return settings
 

@@ -19,11 +19,14 @@ RECIPE: tuple[tuple[str, type, str], ...] = (
     ("checkpoints", int, "how many to write (10)"),
 )
 
+_LOOK = "look during this share of a training, such as 10%% (at the pretrained weights); adapeft"
+_UNITS = "entries, rows, columns or blocks of 16 x 16 (entries); fish, ird, gradient, random"
 # Settings of some methods with a flag of their own: name, metavar, help.
 METHOD_FLAGS: tuple[tuple[str, str, str], ...] = (
-    ("horizon", "SHARE", "look during this share of a training, such as 10%% (at the pretrained weights)"),
-    ("probe-model", "MODEL", "look at this smaller model, train the one of --model"),
-    ("probe-depth", "SHARE", "look at a copy with this share of the blocks"),
+    ("granularity", "WHAT", _UNITS),
+    ("horizon", "SHARE", _LOOK),
+    ("probe-model", "MODEL", "look at this smaller model, train the one of --model; adapeft"),
+    ("probe-depth", "SHARE", "look at a copy with this share of the blocks; adapeft"),
 )
 
 
@@ -146,7 +149,7 @@ def _method(parser: Parser) -> None:
     )
     group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the method")
     for name, metavar, text in METHOD_FLAGS:
-        group.add_argument(f"--{name}", metavar=metavar, help=f"{text}; adapeft")
+        group.add_argument(f"--{name}", metavar=metavar, help=text)
     group.add_argument("--seed", type=int, default=0, help="for everything drawn (%(default)s)")
 
 

@@ -28,6 +28,8 @@ def plan_table(plan: Plan) -> str:
         f"delta    about {readable_bytes(delta_bytes(plan))}",
         f"training {readable_bytes(OPTIMISER_BYTES * plan.trained)} of gradients and optimiser state",
     ]
+    if plan.selections:
+        lines += textwrap.wrap(_selected(plan), WIDTH, initial_indent="selects  ", subsequent_indent=" " * 9)
     if plan.settings:
         settings = "settings " + ", ".join(f"{name}={value}" for name, value in plan.settings.items())
         lines += textwrap.wrap(settings, WIDTH, subsequent_indent=" " * 9)
@@ -38,6 +40,22 @@ def plan_table(plan: Plan) -> str:
     if "front" in plan.notes:
         lines += ["", *front_table(plan)]
     return "\n".join(lines)
+
+
+def _selected(plan: Plan) -> str:
+    """How many units of each granularity, of how many tensors."""
+    units: Counter[str] = Counter()
+    tensors: Counter[str] = Counter()
+    for selection in plan.selections:
+        units[selection.granularity] += 0 if selection.indices is None else len(selection.indices)
+        tensors[selection.granularity] += 1
+    said = []
+    for kind, count in tensors.items():
+        what = "tensors" if count > 1 else "tensor"
+        said.append(
+            f"{count:,} whole {what}" if kind == "all" else f"{units[kind]:,} {kind} of {count:,} {what}"
+        )
+    return ", ".join(said)
 
 
 def _listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -111,6 +111,8 @@ def test_the_command(folder, tmp_path, capsys):
     words += ["--validation", str(folder / "validation.jsonl"), "--steps", "48", "--batch-size", "16"]
     for changed, said in [
         (["--budget", "5%", "--lr", "1e-3"], "--lr: --method auto settles that itself"),
+        (["--budget", "5%", "--granularity", "rows"], "--granularity: --method auto settles that itself"),
+        (["--budget", "5%", "--probe-depth", "50%"], "--probe-depth: --method auto settles that itself"),
         (["--budget", "5%", "--for-bytes", "9KiB"], "give one of them"),
         (["--for-bytes", "5%"], "give a size such as"),
         (["--for-memory", "6GiB", "--method", "fish"], "--for-memory goes with --method auto, not fish"),

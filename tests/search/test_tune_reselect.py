@@ -52,7 +52,7 @@ def test_the_last_mask_is_the_plan_of_the_run_also_after_an_interruption(task, t
 
 
 def test_what_cannot_be_chosen_again_is_refused_before_training(task, tmp_path):
-    with pytest.raises(PareError, match="does not select single entries"):
+    with pytest.raises(PareError, match="does not select entries only"):
         tune(task, "lora", "3%", tmp_path / "lora", recipe=RECIPE, reselect=3)
     with pytest.raises(PareError, match="every 0 steps"):
         tune(task, "fish", "3%", tmp_path / "fish", recipe=RECIPE, reselect=0)

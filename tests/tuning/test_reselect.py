@@ -49,14 +49,26 @@ def outside(plan, name, weight):
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"),
-    [("random", "bf16"), ("magnitude", "fp32"), ("gradient", "amp"), ("fish", "bf16"), ("ird", "fp32")],
+    ("method", "precision", "more"),
+    [
+        ("random", "bf16", {}),
+        ("magnitude", "fp32", {}),
+        ("gradient", "amp", {}),
+        ("fish", "bf16", {}),
+        ("ird", "fp32", {}),
+        ("fish", "fp32", {"granularity": "rows"}),
+        ("gradient", "fp32", {"granularity": "columns"}),
+        ("random", "bf16", {"granularity": "blocks"}),
+    ],
 )
-def test_at_every_step_only_the_mask_of_that_step_differs_from_the_base(task, tmp_path, method, precision):
+def test_at_every_step_only_the_mask_of_that_step_differs_from_the_base(
+    task, tmp_path, method, precision, more
+):
     recipe = replace(QUICK, precision=precision)
     model = task.load_model(dtype=recipe.dtype)
     before = copy.deepcopy(model.state_dict())
-    plan = choose(method, model, task, "2%", **SETTINGS.get(method, {}))
+    budget = "8%" if more else "2%"
+    plan = choose(method, model, task, budget, **SETTINGS.get(method, {}), **more)
     attach(model, plan)
     watch = Watch(model)
     train(model, task, tmp_path, recipe, reselect=EVERY, callbacks=[watch])
@@ -67,7 +79,8 @@ def test_at_every_step_only_the_mask_of_that_step_differs_from_the_base(task, tm
     if method != "magnitude":  # trained weights need not leave the largest
         assert last.notes["reselected"][0]["kept"] < last.notes["reselected"][0]["of"]
     for now, weights in [*zip(watch.plans, watch.weights, strict=True), (last, model.state_dict())]:
-        assert now.count == plan.count
+        assert now.count <= plan.budget if more else now.count == plan.count
+        assert {s.granularity for s in now.selections} == {more.get("granularity", "entries")}
         for name, weight in weights.items():
             assert torch.equal(outside(now, name, weight), outside(now, name, before[name])), name
     delta = model.delta()
@@ -176,7 +189,7 @@ def test_what_cannot_be_chosen_again_is_said_at_once(task, tmp_path):
     model = task.load_model()
     for method, budget in (("lora", "3%"), ("bitfit", None), ("head", None)):
         attach(model, choose(method, model, task, budget))
-        with pytest.raises(PareError, match=f"the plan of '{method}' does not select single entries"):
+        with pytest.raises(PareError, match=f"the plan of '{method}' does not select entries only"):
             train(model, task, tmp_path, QUICK, reselect=EVERY)
         detach(model)
     attach(model, choose("random", model, task, "20KB"))

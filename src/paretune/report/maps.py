@@ -55,7 +55,7 @@ def _density(tensor: dict[str, Any]) -> Figure:
         "y": [_span(row) for row in rows],
         "z": [[float(f"{share:.3g}") for share in line] for line in shares],
         "zmin": 0,
-        "hovertemplate": "rows %{y}, columns %{x}: %{z:.3g} % of the entries<extra></extra>",
+        "hovertemplate": "rows %{y}, columns %{x}: %{z:.3g} % of the weights<extra></extra>",
         "colorbar": {"title": {"text": "%"}, "thickness": 12, "outlinewidth": 0},
     }
     x = {"title": {"text": "columns"}, "type": "category", "nticks": 6}

@@ -60,9 +60,9 @@ def plan_document(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tensors(plan: Plan) -> list[dict[str, Any]]:
-    """Every tensor with a selection, in the model's order; the density of entries of the fullest ones."""
-    entries = [s for s in plan.selections if s.granularity == "entries" and s.count]
-    drawn = {s.tensor for s in sorted(entries, key=lambda s: -s.count)[:DRAWN]}
+    """Every tensor with a selection, in the model's order; the density inside the fullest ones."""
+    parted = [s for s in plan.selections if s.granularity != "all" and s.count]
+    drawn = {s.tensor for s in sorted(parted, key=lambda s: -s.count)[:DRAWN]}
     rows = []
     for selection in plan.selections:
         block, kind = plan.places.get(selection.tensor, [None, "other"])
@@ -97,10 +97,10 @@ def _kept(samples: Any) -> list[dict[str, Any]]:
 
 
 def density(selection: Selection) -> dict[str, Any]:
-    """How many of a tensor's entries are selected, over a grid of cells of nearly equal size.
+    """How many of a tensor's weights are selected, over a grid of cells of nearly equal size.
 
     Args:
-        selection: Single entries of a tensor; a vector is one row, further dimensions are taken as columns.
+        selection: Of a tensor; a vector is one row, further dimensions are taken as columns.
 
     Returns:
         ``row_ends`` and ``column_ends`` (where the cells end) and ``counts``, one list for each row of cells.

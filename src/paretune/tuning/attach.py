@@ -104,7 +104,7 @@ class Tunable(nn.Module):
 
         Args:
             model: The model this is attached to.
-            plan: A plan of the same base and head that selects single entries; so does the present one.
+            plan: A plan of the same base and head that selects no whole tensors; nor does the present one.
 
         Returns:
             Which parameters took over from which, for the optimiser.

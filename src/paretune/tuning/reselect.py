@@ -46,12 +46,14 @@ class Reselection:
         """Say at once what cannot work.
 
         Raises:
-            PareError: The plan has added modules, selects more than single entries or holds values to begin
-                with, its budget is in bytes, or the training has several processes.
+            PareError: The plan has added modules, selects more than the entries, rows, columns or blocks
+                that its method ranks, or holds values to begin with, its budget is in bytes, or the training
+                has several processes.
         """
-        if plan.additions or any(s.granularity != "entries" for s in plan.selections) or not plan.selections:
+        kind = plan.settings.get("granularity", "entries")
+        if plan.additions or any(s.granularity != kind for s in plan.selections) or not plan.selections:
             raise PareError(
-                f"the plan of {plan.method!r} does not select single entries only; choosing again is for "
+                f"the plan of {plan.method!r} does not select {kind} only; choosing again is for "
                 "masks (fish, ird, gradient, random, magnitude)"
             )
         if plan.start:
