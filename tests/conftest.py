@@ -1,5 +1,6 @@
 """One thread for the tests and for the processes they start: tiny models are fastest so."""
 
+import gc
 import os
 import sys
 
@@ -7,3 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and f
 
 if "torch" in sys.modules:  # a plugin was first
     sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_finish():
+    """Tell the garbage collector that imports stay: each training ends with a search of all that lives."""
+    gc.collect()
+    gc.freeze()
