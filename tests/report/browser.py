@@ -1,7 +1,9 @@
 """Chromium for tests: offline, a fresh profile each time, and every complaint and request kept."""
 
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,3 +82,25 @@ def browser(size: dict[str, int] | None = None, scheme: str = "light") -> Iterat
             yield opened
         finally:
             context.close()
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[int]:
+    """A file in a fresh chromium that nothing is attached to; yields the port on which something can be."""
+    flags = [*FLAGS, "--window-size={width},{height}".format(**DESKTOP), "--remote-debugging-port=0"]
+    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+        opened = subprocess.Popen(
+            [chromium(), *flags, f"--user-data-dir={profile}", file.resolve().as_uri()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            port = Path(profile) / "DevToolsActivePort"
+            while not (port.exists() and "\n" in port.read_text()):
+                if opened.poll() is not None:
+                    raise RuntimeError(f"chromium ended with {opened.returncode}")
+                time.sleep(0.05)
+            yield int(port.read_text().split()[0])
+        finally:
+            opened.terminate()
+            opened.wait()
