@@ -2,8 +2,9 @@
 
 The frozen tensor ``W`` stays where it is, under its name, and holds the current values. Its selected
 entries are trained as a parameter ``v`` of their own. Whenever ``W`` takes part in an operation, autograd
-sees an alias of it (no copy) whose gradient is gathered at the selected entries and handed to ``v``; before
-that, ``v`` is written into ``W`` when it has changed. So optimiser state and kept gradients have the size of
+sees an alias of it (no copy) whose gradient is gathered at the selected entries and handed to ``v`` (linear
+layers and look-ups do without that dense gradient, see :mod:`paretune.tuning.operations`); before that,
+``v`` is written into ``W`` when it has changed. So optimiser state and kept gradients have the size of
 the selection, and no weight decay, clipping or momentum can reach an unselected weight.
 
 The interception is a subclass of ``nn.Parameter`` with ``__torch_function__``: no module is wrapped, no name
@@ -17,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_map_only
 
 from paretune.errors import PareError
 from paretune.plan import Selection
+from paretune.tuning.operations import OPERATIONS
+from paretune.tuning.pattern import Pattern
 
 _VIEWS = ("T", "mT", "H", "mH", "real")  # attributes that compute with the weight; all others describe it
 
@@ -54,6 +56,7 @@ class Slot:
         self.values = nn.Parameter(
             self.original.float() if weight.dtype.itemsize < 4 else self.original.clone()
         )
+        self._pattern: Pattern | None = None
         self._written = self._state()
         _watch_optimizers()
         weight.requires_grad_(False)
@@ -101,18 +104,42 @@ class Slot:
                 self._write(self.weight.data, self.values)
         self._written = self._state()
 
+    @property
+    def learns(self) -> bool:
+        """Whether an operation now would have to hand the values a gradient."""
+        return torch.is_grad_enabled() and self.values.requires_grad
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """Where the selected entries of a matrix lie; None for a whole tensor, or one that is no matrix."""
+        if self.index is None or self.weight.dim() != 2:
+            return None
+        if self._pattern is None or self._pattern.flat.device != self.weight.device:
+            rows, columns = self.weight.shape
+            self._pattern = Pattern(self.index_here(), (rows, columns))
+        return self._pattern
+
+    def alias(self) -> Tensor:
+        """The weight for one operation: current values, and a way back for the gradient."""
+        self.synchronise()
+        with torch._C.DisableTorchFunctionSubclass():
+            if self.learns:
+                return _Alias.apply(self.weight.detach(), self.values, self)
+            return self.weight.detach()
+
     def gather(self, gradient: Tensor) -> Tensor:
         """The dense gradient of the weight at the selected entries, as a gradient of ``values``."""
         if gradient.is_sparse:
             gradient = gradient.to_dense()
         if self.index is not None:
-            gradient = gradient.reshape(-1)[self._device_index()]
+            gradient = gradient.reshape(-1)[self.index_here()]
         return gradient.to(self.values.dtype)
 
     def _state(self) -> tuple[int, int, int]:
         return self.values._version, _version(self.weight), _steps
 
-    def _device_index(self) -> Tensor:
+    def index_here(self) -> Tensor:
+        """The flat indices, on the device of the weight."""
         assert self.index is not None
         if self.index.device != self.weight.device:
             self.index = self.index.to(self.weight.device)
@@ -120,14 +147,14 @@ class Slot:
 
     def _read(self) -> Tensor:
         weight = self.weight.detach()
-        return weight if self.index is None else weight.reshape(-1)[self._device_index()]
+        return weight if self.index is None else weight.reshape(-1)[self.index_here()]
 
     def _write(self, weight: Tensor, values: Tensor) -> None:
         values = values.detach().to(device=weight.device, dtype=weight.dtype)
         if self.index is None:
             weight.copy_(values)
         else:
-            weight.view(-1).index_put_((self._device_index(),), values)
+            weight.view(-1).index_put_((self.index_here(),), values)
 
     def _take_over(self) -> None:
         """The weight was changed from outside (``load_state_dict``): the differing values follow it."""
@@ -154,12 +181,17 @@ class TunedWeight(nn.Parameter):
                     weight.slot.synchronise()
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if func is F.embedding and torch.is_grad_enabled() and len(args) > 1 and isinstance(args[1], cls):
-            result = _embedding(*args, **kwargs)
+        place, operation = OPERATIONS.get(func, (len(args), None))
+        weight = args[place] if place < len(args) else None
+        if operation and isinstance(weight, cls) and weight.slot.learns:
+            weight.slot.synchronise()
+            others = [weight.slot if n == place else _aliased(each) for n, each in enumerate(args)]
+            with torch._C.DisableTorchFunctionSubclass():
+                result = operation(*others, **{name: _aliased(each) for name, each in kwargs.items()})
             if result is not None:
                 return result
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*tree_map_only(cls, _alias, args), **tree_map_only(cls, _alias, kwargs))
+            return func(*_aliased(args), **_aliased(kwargs))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TunedWeight":
         """A copy bound to the copy of its slot."""
@@ -195,14 +227,9 @@ def _is_about_itself(func: Callable, name: str) -> bool:
     return name in _DESCRIPTIONS or (name.endswith("_") and not name.endswith("__"))
 
 
-def _alias(weight: TunedWeight) -> Tensor:
-    """The weight for one operation: current values, and a way back for the gradient."""
-    slot = weight.slot
-    slot.synchronise()
-    with torch._C.DisableTorchFunctionSubclass():
-        if torch.is_grad_enabled() and slot.values.requires_grad:
-            return _Alias.apply(weight.detach(), slot.values, slot)
-        return weight.detach()
+def _aliased(arguments: Any) -> Any:
+    """Arguments of an operation, with aliases in place of tuned weights."""
+    return tree_map_only(TunedWeight, lambda weight: weight.slot.alias(), arguments)
 
 
 class _Alias(torch.autograd.Function):
@@ -216,52 +243,6 @@ class _Alias(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         return None, ctx.slot.gather(gradient), None
-
-
-def _embedding(
-    tokens: Tensor,
-    weight: TunedWeight,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor | None:
-    """An embedding look-up whose backward touches only the rows in the batch; None if not applicable."""
-    slot = weight.slot
-    if max_norm is not None or scale_grad_by_freq or slot.index is None or not slot.values.requires_grad:
-        return None
-    slot.synchronise()
-    with torch._C.DisableTorchFunctionSubclass():
-        return _EmbeddingRows.apply(tokens, weight.detach(), slot.values, slot, padding_idx)
-
-
-class _EmbeddingRows(torch.autograd.Function):
-    """``F.embedding`` without a dense gradient: sums over the tokens of the batch, then picks the entries."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, tokens: Tensor, weight: Tensor, values: Tensor, slot: Slot, padding_idx: int | None
-    ) -> Tensor:
-        ctx.save_for_backward(tokens)
-        ctx.slot = slot
-        ctx.padding_idx = None if padding_idx is None else padding_idx % len(weight)
-        return F.embedding(tokens, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None, None]:
-        (tokens,), slot = ctx.saved_tensors, ctx.slot
-        width = gradient.shape[-1]
-        rows, place = tokens.reshape(-1).unique(return_inverse=True)
-        summed = gradient.new_zeros(len(rows), width, dtype=slot.values.dtype)
-        summed.index_add_(0, place, gradient.reshape(-1, width).to(summed.dtype))
-        if ctx.padding_idx is not None:
-            summed[rows == ctx.padding_idx] = 0
-        index = slot._device_index()
-        row, column = index // width, index % width
-        at = torch.searchsorted(rows, row).clamp_(max=len(rows) - 1)
-        found = rows[at] == row
-        return None, None, torch.where(found, summed[at, column], 0), None, None
 
 
 def _index(flat: np.ndarray, weight: Tensor) -> Tensor:
