@@ -1,6 +1,6 @@
 """The plan: which existing weights are trained and which modules are added, before anything trains.
 
-On disk a plan is a folder: ``plan.json``, ``plan.safetensors`` with the indices when single rows, columns or
+On disk a plan is a folder: ``plan.json``, ``plan.safetensors`` with the indices when rows, columns, blocks or
 entries are selected, and ``start.safetensors`` when training begins with other values than the pretrained.
 """
 

@@ -24,7 +24,7 @@ def front_table(front: Mapping[str, Any]) -> str:
     rows = sorted(front["candidates"], key=lambda row: -row["share"])
     for row in rows:
         mark = "*" if row["on_front"] else " "
-        name = row["name"] if len(row["name"]) < NAME else row["name"][: NAME - 3] + ".. "
+        name = _fitting(row["name"])
         interval = "" if row["low"] is None else f"{row['low']:.3f}..{row['high']:.3f}"
         left = f"{name:<{NAME}}{row['score']:>8.4f}{interval:>14}{row['n']:>3}{row['share']:>6.0%}"
         memory = readable_bytes(row["peak_bytes"])
@@ -48,6 +48,15 @@ def front_table(front: Mapping[str, Any]) -> str:
     if front["recommendation"]:
         lines += ["", *textwrap.wrap(front["recommendation"]["text"], WIDTH, break_long_words=False)]
     return "\n".join(lines)
+
+
+def _fitting(name: str) -> str:
+    """A candidate's name in fewer characters than its column; a long one keeps its end, mostly the budget."""
+    if len(name) < NAME:
+        return name
+    start, _, end = name.rpartition(" ")
+    room = NAME - 4 - len(end)
+    return f"{start[:room]}.. {end}" if room > 3 else f"{name[: NAME - 3]}.."
 
 
 def _count(weights: int) -> str:
