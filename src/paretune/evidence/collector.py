@@ -12,6 +12,7 @@ from paretune.errors import PareError
 from paretune.evidence.check import Batch, Findings, Losses, first_examples, requiring_gradients, study
 from paretune.evidence.consumers import Consumer
 from paretune.evidence.gradients import Dense, ExampleGradients, matrix_shape
+from paretune.evidence.precision import Precision, casting, check_precision
 from paretune.evidence.state import undisturbed
 from paretune.evidence.tape import Tape
 
@@ -29,23 +30,27 @@ class Collector:
     ```
 
     Within the block the model is in eval mode and its parameters are frozen; afterwards it is as it was. The
-    first batch is also used to find the rule of each layer and to check it (`paretune.evidence.check`).
+    first batch is also used to find the rule of each layer and to check it (`paretune.evidence.check`), as
+    precisely as the model is.
 
     Attributes:
         model: The model.
         slow: Tensors without a rule, whose gradients are taken one example at a time (after the first batch).
     """
 
-    def __init__(self, model: nn.Module, consumers: Sequence[Consumer]) -> None:
+    def __init__(
+        self, model: nn.Module, consumers: Sequence[Consumer], precision: Precision = "fp32"
+    ) -> None:
         """Say what is wanted; nothing happens to the model yet.
 
         Args:
             model: The model.
             consumers: Who is fed. The tensors that any of them wants are taken; a backward goes no further
                 down than these need.
+            precision: Of products, see `paretune.evidence.precision.casting`.
 
         Raises:
-            PareError: No consumer wants any of the model's tensors.
+            PareError: No consumer wants any of the model's tensors, or the model cannot have the precision.
         """
         self.model, self._consumers = model, list(consumers)
         self._tensors = {
@@ -55,6 +60,8 @@ class Collector:
         }
         if not self._tensors:
             raise PareError("no tensor of the model is wanted; name tensors as in model.named_parameters()")
+        check_precision(model, precision)
+        self._precision = precision
         self._positions = torch.empty(0, dtype=torch.int64)
         self._checked_examples = 0
         self._findings = Findings()
@@ -98,7 +105,7 @@ class Collector:
         examples = known.shape[1]
         tape = self._prepared(losses, batch, examples)
         with torch.enable_grad():
-            with tape.recording(examples):
+            with tape.recording(examples), casting(self.model, self._precision):
                 values = losses(self.model, batch)
             passes = values.reshape(-1, examples)
             known = known.expand(len(passes), examples)
@@ -151,7 +158,9 @@ class Collector:
         """Take the gradients of some tensors one example at a time; positions (several, examples)."""
         with requiring_gradients(tensors.values()), torch.enable_grad():
             for example in range(positions.shape[1]):
-                values = losses(self.model, first_examples(batch, example, example + 1)).flatten()
+                one = first_examples(batch, example, example + 1)
+                with casting(self.model, self._precision):
+                    values = losses(self.model, one).flatten()
                 for number, value in enumerate(values if values.requires_grad else (), start=1):
                     self._positions = positions[number - 1, example : example + 1]
                     gradients = torch.autograd.grad(

@@ -14,6 +14,7 @@ from paretune.evidence.consumers import AbsSum, SquaredSum
 from paretune.evidence.draw import draw, name_of
 from paretune.evidence.labels import Form, Labels
 from paretune.evidence.passes import evidence_pass
+from paretune.evidence.precision import Precision
 from paretune.task import Task
 
 __all__ = ["Fisher", "fisher"]
@@ -52,6 +53,7 @@ def fisher(
     balanced: bool = False,
     indices: Iterable[int] | None = None,
     split: str | datasets.Dataset = "train",
+    precision: Precision = "fp32",
 ) -> Fisher:
     """Score every weight by its per-example gradients, as FISH Mask does (arXiv 2111.09839).
 
@@ -71,6 +73,7 @@ def fisher(
         balanced: Draw the same number of examples of each class.
         indices: Take these examples instead of drawing.
         split: The task's split to draw from, or a data set of its own.
+        precision: Of products, "fp32" or "bf16": see `paretune.evidence.passes.evidence_pass`.
 
     Raises:
         PareError: There are fewer examples than samples; a class has no example in the draw; a tensor does
@@ -103,6 +106,7 @@ def fisher(
         labels=labels,
         form=form,
         seed=seed,
+        precision=precision,
     )
     if not any(bool(values.any()) for values in consumer.values.values()):
         raise PareError(

@@ -26,9 +26,10 @@ __all__ = [
     "matrix_shape",
 ]
 
-# Numbers in one block: few enough for a CPU's cache, many enough to keep a GPU busy.
-_BLOCK_CPU = 1 << 20
+# Numbers in one block: few enough for a CPU core's own cache, many enough to keep a GPU busy.
+_BLOCK_CPU = 5 << 17
 _BLOCK_GPU = 1 << 26
+_HALF_PRODUCT_CPU = 1 << 21  # in half precision a product is so fast that starting it must pay
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -80,14 +81,37 @@ class Factor(Protocol):
         """The same with so many examples, each of which is a run of the present ones."""
 
 
-def _tiles(examples: int, rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """Whole gradients of as many examples as fit a block, or rows of one example where it is too large."""
-    size = _BLOCK_CPU if device.type == "cpu" else _BLOCK_GPU
+def _block_size(device: torch.device) -> int:
+    """How many numbers a block has at most."""
+    return _BLOCK_CPU if device.type == "cpu" else _BLOCK_GPU
+
+
+def _tiles(examples: int, rows: int, columns: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Whole gradients of as many examples as fit a size, or rows of one example where it is too large."""
     height = max(1, min(rows, size // columns))
     count = max(1, min(examples, size // (rows * columns)))
     for row in range(0, rows, height):
         for example in range(0, examples, count):
             yield slice(example, min(example + count, examples)), slice(row, min(row + height, rows))
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """A range counted from the start of another."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)
+
+
+class _Room:
+    """Memory that is used again for tensors of about one size."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._held = torch.empty(0, dtype=dtype, device=device)
+
+    def of(self, *shape: int) -> Tensor:
+        """A tensor of a shape, its values undefined."""
+        count = math.prod(shape)
+        if self._held.numel() < count:
+            self._held = self._held.new_empty(count)
+        return self._held[:count].view(shape)
 
 
 @dataclass(frozen=True)
@@ -109,18 +133,25 @@ class Outer:
 
     def blocks(self) -> Iterator[Block]:
         """See `Factor`."""
-        columns = self.right.shape[2]
-        buffer = self.left.new_empty(0)  # one block's memory, used again and again so that it stays in cache
-        for examples, rows in _tiles(self.examples, self.left.shape[2], columns, self.left.device):
+        columns, device = self.right.shape[2], self.left.device
+        dtype, size = accumulation_dtype(self.left.dtype), _block_size(self.left.device)
+        half = dtype != self.left.dtype
+        most = max(size, _HALF_PRODUCT_CPU) if half else size
+        # The memory of one product and of one block is used again and again so that it stays in cache.
+        products, wide = _Room(self.left.dtype, device), _Room(dtype, device)
+        for examples, rows in _tiles(self.examples, self.left.shape[2], columns, most):
             left, right = self.left[examples, :, rows].transpose(1, 2), self.right[examples]
-            if buffer.numel() < len(left) * left.shape[1] * columns:
-                buffer = self.left.new_empty(len(left) * left.shape[1] * columns)
-            values = buffer[: len(left) * left.shape[1] * columns].view(len(left), left.shape[1], columns)
-            if len(left) == 1:
+            values = products.of(left.shape[0], left.shape[1], columns)
+            if left.shape[0] == 1:
                 torch.mm(left[0], right[0], out=values[0])
             else:
                 torch.bmm(left, right, out=values)
-            yield Block(examples, rows, values.to(accumulation_dtype(values.dtype)))
+            if not half:
+                yield Block(examples, rows, values)
+                continue
+            for some, part in _tiles(values.shape[0], values.shape[1], columns, size):
+                block = wide.of(some.stop - some.start, part.stop - part.start, columns)
+                yield Block(_within(examples, some), _within(rows, part), block.copy_(values[some, part]))
 
     def add_to(self, out: Tensor, examples: slice, rows: slice) -> None:
         """See `Factor`."""
@@ -142,8 +173,8 @@ class Outer:
 
     def sum(self) -> Tensor:
         """The sum of the gradients over the examples (rows, columns), in one product."""
-        dtype = accumulation_dtype(self.left.dtype)
-        return self.left.flatten(0, 1).to(dtype).T @ self.right.flatten(0, 1).to(dtype)
+        product = self.left.flatten(0, 1).T @ self.right.flatten(0, 1)
+        return product.to(accumulation_dtype(product.dtype))
 
 
 @dataclass(frozen=True)
@@ -282,7 +313,7 @@ class ExampleGradients:
             return
         values = _tensor(self.factors[0])
         dtype = accumulation_dtype(values.dtype)
-        for examples, rows in _tiles(self.examples, self.rows, self.columns, values.device):
+        for examples, rows in _tiles(self.examples, self.rows, self.columns, _block_size(values.device)):
             size = (examples.stop - examples.start, rows.stop - rows.start, self.columns)
             out = torch.zeros(size, dtype=dtype, device=values.device)
             self.add_to(out, examples, rows)

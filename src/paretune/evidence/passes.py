@@ -15,6 +15,7 @@ from paretune.evidence.collector import Collector
 from paretune.evidence.consumers import Consumer, ExampleNorms
 from paretune.evidence.draw import name_of
 from paretune.evidence.labels import Contrasts, Form, Labels, contrasts, losses_for, with_noise
+from paretune.evidence.precision import Precision
 from paretune.progress import track
 from paretune.task import Task
 from paretune.task.kinds import find_kind
@@ -33,6 +34,7 @@ def evidence_pass(
     labels: Labels | Contrasts = "data",
     form: Form = "squared",
     seed: int = 0,
+    precision: Precision = "fp32",
 ) -> Tensor:
     """Feed the per-example gradients of chosen examples to consumers.
 
@@ -51,6 +53,8 @@ def evidence_pass(
         labels: Where the labels come from, see `paretune.evidence.labels.losses_for`.
         form: What will be summed; matters for exact labels only.
         seed: Seed of sampled labels.
+        precision: "fp32": products as precise as the model's weights are; "bf16": in bfloat16 (autocast),
+            which is faster where the processor has it. Sums over examples are float32 in both.
 
     Returns:
         The loss of each example (examples,), float64; for exact labels the sum of the weighted losses; the
@@ -58,10 +62,10 @@ def evidence_pass(
 
     Raises:
         PareError: A loss or a gradient is not finite (the example is named), the model's forward or the data
-            is random, an index is out of range.
+            is random, an index is out of range, the model cannot have the precision.
     """
     chosen = np.asarray(indices, np.int64)
-    evidence = _Pass(model, task, chosen, split, batch_size, labels, form, seed)
+    evidence = _Pass(model, task, chosen, split, batch_size, labels, form, seed, precision)
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # what `accelerate launch` asked for
     failure: list[str] = []
     try:
@@ -91,7 +95,9 @@ class _Pass:
         labels: Labels | Contrasts,
         form: Form,
         seed: int,
+        precision: Precision,
     ) -> None:
+        self._precision = precision
         self._model, self._task, self._split, self._indices = model, task, split, indices
         self._labels, self._seed = labels, seed
         self._rows = (contrasts(task) or 1) if labels == "contrasts" else 1
@@ -116,7 +122,7 @@ class _Pass:
         share = self._batches[rank::ranks]
         if rank == 0:
             self._refuse_random_data()
-        with Collector(self._model, consumers) as collector:
+        with Collector(self._model, consumers, self._precision) as collector:
             for positions in track(share, "evidence"):
                 places = later + torch.as_tensor(positions)
                 found = collector.run(self._losses, self._batch(positions), places)
@@ -157,7 +163,7 @@ class _Pass:
         names = [name for name, _ in self._model.named_parameters() if any(c.wants(name) for c in consumers)]
         for positions in batches:
             norms = [ExampleNorms(len(positions), {name: None}) for name in names]
-            with Collector(self._model, norms) as collector:
+            with Collector(self._model, norms, self._precision) as collector:
                 collector.run(self._losses, self._batch(positions), range(len(positions)))
             for name, norm in zip(names, norms, strict=True):
                 for place in (~norm.values.isfinite()).nonzero().flatten().tolist():

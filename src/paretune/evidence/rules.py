@@ -28,25 +28,32 @@ class Call:
         args: Positional arguments.
         kwargs: Keyword arguments.
         input: The tensor among them that the layer works on: its first.
+        autocast: What products were cast to by autocast; None where it was off.
     """
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     input: Tensor
+    autocast: torch.dtype | None = None
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call | None":
         """The call, or None where no argument is a tensor."""
         tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         first = next(tensors, None)
-        return None if first is None else cls(module, args, kwargs, first.detach())
+        if first is None:
+            return None
+        kind = first.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return cls(module, args, kwargs, first.detach(), autocast)
 
     def again(self, weight: Tensor) -> Tensor:
-        """The output with another weight and no bias."""
+        """The output with another weight and no bias, as precise as the call's own."""
         own = self.module.named_parameters(recurse=False)
         values = {name: torch.zeros_like(held) if name == "bias" else weight for name, held in own}
-        return functional_call(self.module, values, self.args, dict(self.kwargs))
+        with torch.autocast(self.input.device.type, self.autocast, enabled=self.autocast is not None):
+            return functional_call(self.module, values, self.args, dict(self.kwargs))
 
 
 class Rule(Protocol):
@@ -125,11 +132,13 @@ class Linear:
 
     def factors(self, call: Call, gradient: Tensor) -> dict[str, Callable[[], Factor]]:
         """See `Rule`."""
-        g, x = _positions(gradient), _positions(call.input)
-        return {
-            "weight": lambda: Outer(x, g) if self.transposed else Outer(g, x),
-            "bias": lambda: _summed(g),
-        }
+        g = _positions(gradient)
+
+        def outer() -> Factor:
+            x = _positions(call.input.to(g.dtype))  # autocast may have cast it for the product
+            return Outer(x, g) if self.transposed else Outer(g, x)
+
+        return {"weight": outer, "bias": lambda: _summed(g)}
 
 
 @dataclass(frozen=True)
@@ -205,10 +214,12 @@ class Convolution:
         assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
         settings = (conv.kernel_size, conv.dilation, conv.padding, conv.stride)
         g = gradient.flatten(2).transpose(1, 2)
-        return {
-            "weight": lambda: Outer(g, functional.unfold(call.input, *settings).transpose(1, 2)),
-            "bias": lambda: _summed(g),
-        }
+
+        def outer() -> Factor:
+            patches = functional.unfold(call.input.to(g.dtype), *settings)
+            return Outer(g, patches.transpose(1, 2))
+
+        return {"weight": outer, "bias": lambda: _summed(g)}
 
 
 @dataclass(frozen=True)
