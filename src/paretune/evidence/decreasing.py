@@ -15,6 +15,7 @@ import torch
 from paretune.evidence.consumers import ExampleEntries, ExampleNorms, SquaredSum
 from paretune.evidence.labels import Labels
 from paretune.evidence.passes import evidence_pass
+from paretune.evidence.precision import Precision
 from paretune.evidence.units import ExampleUnits, unit_sums
 from paretune.selection import Granularity, Selection
 
@@ -146,6 +147,7 @@ class Evidence:
     batch_size: int
     labels: Labels
     seed: int
+    precision: Precision = "fp32"
 
     def run(self, consumers: Sequence[Any], examples: np.ndarray) -> torch.Tensor:
         """One pass over some examples (indices into train); their losses."""
@@ -157,6 +159,7 @@ class Evidence:
             batch_size=self.batch_size,
             labels=self.labels,
             seed=self.seed,
+            precision=self.precision,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from paretune.anatomy import Tensor
 from paretune.errors import PareError
 from paretune.evidence import Fisher, fisher
+from paretune.evidence.precision import Precision
 from paretune.methods.base import Choice, Question
 from paretune.methods.parts import dealt_choice, size_of_all
 from paretune.methods.ranking import Ranking
@@ -25,6 +26,8 @@ class Fish(Ranking):
         form: ``squared`` or ``absolute`` gradients.
         balanced: Draw as many examples of each class.
         batch_size: Examples in a forward pass; no influence but rounding.
+        precision: ``fp32``: gradients as precise as the model's weights; ``bf16``: from products in bfloat16,
+            faster where the processor has it. Squares are summed in fp32 in both.
         parts: Disjoint masks for so many workers: the best entries, as many as all masks hold, dealt out in
             turn. Each is a plan of the budget's size, ``other-0`` to ``other-(parts - 1)``; the plan itself
             is the first. ``paretune delta merge --overlap head`` puts their deltas together. Of entries only.
@@ -42,6 +45,7 @@ class Fish(Ranking):
     form: Literal["squared", "absolute"] = "squared"
     balanced: bool = False
     batch_size: int = 32
+    precision: Precision = "fp32"
     parts: int = 1
 
     def __post_init__(self) -> None:
@@ -78,4 +82,5 @@ class Fish(Ranking):
             tensors=[tensor.name for tensor in tensors],
             seed=question.seed,
             balanced=self.balanced,
+            precision=self.precision,
         )

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from paretune.errors import PareError
 from paretune.evidence import Sum, draw, evidence_pass
+from paretune.evidence.precision import Precision
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
 from paretune.methods.ranking import Ranking
@@ -19,6 +20,7 @@ class Gradient(Ranking):
     Args:
         samples: n; None takes 1024, or all of a smaller training set.
         batch_size: Examples in a forward pass; no influence but rounding.
+        precision: As for :class:`paretune.methods.fish.Fish`.
 
     Further settings: see :class:`paretune.methods.ranking.Ranking`.
     """
@@ -30,6 +32,7 @@ class Gradient(Ranking):
 
     samples: int | None = None
     batch_size: int = 32
+    precision: Precision = "fp32"
 
     def choose(self, question: Question) -> Choice:
         """Score what competes and take k weights of it.
@@ -52,6 +55,7 @@ class Gradient(Ranking):
                 drawn,
                 batch_size=self.batch_size,
                 seed=question.seed,
+                precision=self.precision,
             ),
         )
         scores = {name: values.square_() for name, values in consumer.values.items()}

@@ -20,6 +20,7 @@ from paretune.evidence.decreasing import (
     largest,
     of_pool,
 )
+from paretune.evidence.precision import Precision
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
 from paretune.methods.ranking import Ranking
@@ -48,6 +49,7 @@ class Ird(Ranking):
         cache_bytes: Memory for the matrix of squares; in half precision when it does not fit in full, and
             recomputed pass by pass when it does not fit at all.
         batch_size: Examples in a forward pass.
+        precision: As for :class:`paretune.methods.fish.Fish`.
 
     Further settings: see :class:`paretune.methods.ranking.Ranking`.
 
@@ -71,6 +73,7 @@ class Ird(Ranking):
     rung: int = -1
     cache_bytes: int = 2**31
     batch_size: int = 32
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,11 +107,18 @@ class Ird(Ranking):
             tensors=[tensor.name for tensor in tensors],
             seed=question.seed,
             balanced=self.keep == "balanced",
+            precision=self.precision,
         )
         pool = self.ranks.take(first.scores, sizes[0][1], question.seed)
         first.scores.clear()  # as large as the model
         evidence = Evidence(
-            question.model, question.task, first.indices, self.batch_size, self.labels, question.seed
+            question.model,
+            question.task,
+            first.indices,
+            self.batch_size,
+            self.labels,
+            question.seed,
+            self.precision,
         )
         count = sum(len(chosen) for chosen in pool.values())
         squares, held = self._squares(evidence, pool, count)
