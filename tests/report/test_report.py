@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
@@ -14,6 +16,8 @@ from paretune.errors import PareError
 from paretune.report import read_report, write_report
 from paretune.report.figures import figures
 from paretune.report.page import render
+from paretune.report.plans import plan_document
+from paretune.selection import Selection
 from tests.report.runs import CAUSE, HOSTILE, front_document, write_front
 
 
@@ -98,6 +102,21 @@ def test_the_map_and_the_density_count_every_selected_weight(front, plans):
         t for p in read_report(front).plans if p["method"] == "fish" for t in p["tensors"] if t["density"]
     ]
     assert drawn
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks"])
+def test_units_of_a_plan_are_named_and_drawn(front, plans, tmp_path, kind):
+    parts = (Selection("a", (40, 50), kind, np.array([1, 3])), Selection("b", (40,), "all"))
+    replace(plans["fish"], selections=parts, others=(), budget=None).save(tmp_path / "units")
+    document = plan_document(tmp_path / "units", "units")
+    drawn, other = document["tensors"]
+    assert (drawn["granularity"], other["granularity"], other["density"]) == (kind, "all", None)
+    assert sum(map(sum, drawn["density"]["counts"])) == parts[0].count
+    report = read_report(front)
+    report.plans = [document]
+    page = render(report, "")
+    assert f" weights ({kind}, whole tensors) of " in page
+    assert f"a: {parts[0].count} weights ({kind})</option>" in page
 
 
 @pytest.mark.parametrize(
