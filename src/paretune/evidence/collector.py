@@ -122,7 +122,8 @@ class Collector:
         """The hooks, checked on a batch of several examples if there has been one."""
         if self._tape is None or (self._checked_examples < 2 <= examples):
             self._listen_no_more()
-            found = study(self.model, losses, batch, examples, self._tensors)
+            with casting(self.model, "fp32"):  # the finer the gradients, the stricter the check
+                found = study(self.model, losses, batch, examples, self._tensors)
             self._findings, self._checked_examples = found, examples
             rules = found.rules
             self._tape = Tape(
