@@ -267,3 +267,30 @@ def test_autocast_trains_the_values_in_fp32():
     loss.backward()
     assert all(slot.values.grad.dtype == torch.float32 for slot in slots.values())
     assert all(torch.isfinite(slot.values.grad).all() for slot in slots.values())
+
+
+def test_a_compiled_model_trains_the_same():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3)).double()
+    compiled = copy.deepcopy(plain)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    wanted, found = slots_on(plain), slots_on(compiled)
+    losses = []
+    for model, slots in ((plain, wanted), (torch.compile(compiled, backend="aot_eager"), found)):
+        optimiser = torch.optim.SGD([slot.values for slot in slots.values()], lr=0.1)
+        for _ in range(2):
+            loss = model(x).square().mean()
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(loss.item())
+    assert losses[:2] == pytest.approx(losses[2:], rel=1e-12)
+    assert losses[0] != losses[1]
+    for name in wanted:
+        torch.testing.assert_close(found[name].values, wanted[name].values, msg=name)
+
+
+def test_describing_a_weight_makes_no_alias_of_it():
+    layer = nn.Linear(4, 4)
+    Slot(layer.weight, some(layer.weight))
+    assert not layer.weight._is_view() and layer.weight.is_leaf and layer.weight.is_contiguous()

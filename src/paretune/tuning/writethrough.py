@@ -169,6 +169,7 @@ class TunedWeight(nn.Parameter):
     slot: Slot
 
     @classmethod
+    @torch.compiler.disable  # whether values changed is no part of a graph: torch.compile compiles in between
     def __torch_function__(
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -213,8 +214,7 @@ class TunedWeight(nn.Parameter):
 # Methods that say something about a tensor and never need its trained values.
 _DESCRIPTIONS = frozenset(
     {"size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "storage_offset"}
-    | {"is_contiguous", "is_floating_point", "is_complex", "is_shared", "is_same_size", "get_device"}
-    | {"data_ptr", "untyped_storage", "_typed_storage", "has_names", "register_hook"}
+    | {"get_device", "data_ptr", "untyped_storage", "_typed_storage", "has_names", "register_hook"}
     | {"register_post_accumulate_grad_hook", "__len__", "__hash__", "__repr__", "__format__", "__dir__"}
 )
 
@@ -224,7 +224,9 @@ def _is_about_itself(func: Callable, name: str) -> bool:
     if name in ("__get__", "__set__", "__delete__"):
         attribute = getattr(getattr(func, "__self__", None), "__name__", "")
         return name != "__get__" or attribute not in _VIEWS
-    return name in _DESCRIPTIONS or (name.endswith("_") and not name.endswith("__"))
+    if name in _DESCRIPTIONS or name.startswith(("is_", "_is_")):
+        return True
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _aliased(arguments: Any) -> Any:
