@@ -2,16 +2,22 @@
 
     python -m benchmarks.fisher --quick
 
-The same examples are gone through in three ways, in turns, on the built-in encoder with a fresh head:
+The same examples are gone through in four ways, in turns, on the built-in encoder with a fresh head:
 
 * loop: as FISH Mask's published code does: one example at a time, the gradient of every parameter, squared
   and added;
 * plain: forward and backward of every parameter in batches and nothing else: no scores, what any gradient
   costs;
-* paretune: `paretune.evidence.fisher` with all that it checks.
+* fp32: `paretune.evidence.fisher` with all that it checks;
+* bf16: the same with `precision="bf16"` (its ratios end in `_bf16`).
 
-The ratios are medians over rounds of the ratio within a round, so that other load on the machine hits both
-sides. The last line is JSON.
+Loop and plain pass are in fp32. The ratios are medians over rounds of the ratio within a round, so that other
+load on the machine hits both sides. With one thread times are processor time, which other work does not
+count into; with several, or on a GPU, they are the clock's. `choosing_seconds` is what taking 0.02, 0.1, 0.5
+and 2 % of the weights from the scores takes. The last line is JSON.
+
+Without `--quick` there is a grid of batch sizes and lengths for the encoder and for a Llama-shaped model, on
+the GPU where there is one.
 
     python -m benchmarks.fisher --growth
 
@@ -29,6 +35,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +43,6 @@ import datasets
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import builtin_encoder, describe, peak_resident, reset_peak, resident
@@ -52,7 +58,8 @@ SHAPES = {
     "400M": (1024, 24),
     "1100M": (2048, 22),
 }
-SHARE = 0.005  # of the weights that are chosen
+SHARE = 0.005  # of the weights that are chosen as models grow
+SHARES = (0.0002, 0.001, 0.005, 0.02)
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = ("<!-- growth: python -m benchmarks.fisher --growth -->", "<!-- end of growth -->")
 
@@ -60,13 +67,14 @@ TABLE = ("<!-- growth: python -m benchmarks.fisher --growth -->", "<!-- end of g
 class Tokens:
     """A task of random token ids, all of one length, as far as evidence needs one."""
 
-    def __init__(self, kind: str, examples: int, length: int, vocabulary: int) -> None:
+    def __init__(self, kind: str, examples: int, length: int, vocabulary: int, device: Any = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(5, vocabulary, (examples, length), generator=generator)
         labels = ids if kind == "causal-lm" else torch.arange(examples) % 2
         self.kind, self.labels = kind, ("no", "yes") if kind == "classification" else ()
         self.tokenizer = range(vocabulary)
-        self.tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        tensors = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        self.tensors = {name: values.to(device) for name, values in tensors.items()}
         self.data = datasets.Dataset.from_dict({"labels": labels.tolist(), "length": [length] * examples})
 
     def rows(self, split: str) -> datasets.Dataset:
@@ -78,8 +86,10 @@ class Tokens:
     ) -> Iterator[dict[str, Tensor]]:
         """Batches in the order of the indices."""
         for start in range(0, len(indices), batch_size):
-            chosen = torch.as_tensor(indices[start : start + batch_size])
-            yield {name: values[chosen].to(device) for name, values in self.tensors.items()}
+            chosen = torch.as_tensor(
+                indices[start : start + batch_size], device=self.tensors["labels"].device
+            )
+            yield {name: values[chosen] for name, values in self.tensors.items()}
 
     def example_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """As a task's."""
@@ -91,8 +101,7 @@ def loop(model: nn.Module, task: Tokens, indices: Sequence[int]) -> dict[str, Te
     """The published way: the gradient of each example apart, squared, summed."""
     sums = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for batch in task.batches("train", 1, indices):
-        labels = batch.pop("labels")
-        cross_entropy(model(**batch).logits, labels).backward()
+        task.example_losses(model, batch).sum().backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 sums[name] += torch.square(parameter.grad)
@@ -103,50 +112,103 @@ def loop(model: nn.Module, task: Tokens, indices: Sequence[int]) -> dict[str, Te
 def plain(model: nn.Module, task: Tokens, indices: Sequence[int], batch_size: int) -> None:
     """Forward and backward only."""
     for batch in task.batches("train", batch_size, indices):
-        labels = batch.pop("labels")
-        cross_entropy(model(**batch).logits, labels).backward()
+        task.example_losses(model, batch).sum().backward()
         model.zero_grad()
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     """How long something takes, and what it gives."""
-    start = time.perf_counter()
+    if torch.cuda.is_available():
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        result = work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3, result
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
     result = work()
-    return time.perf_counter() - start, result
+    return clock() - began, result
 
 
-def compare(examples: int, length: int, batch_size: int, rounds: int, loop_examples: int) -> dict[str, float]:
-    """Run the three ways in turns; seconds an example and their ratios.
+def compare(
+    model: Any, kind: str, examples: int, length: int, batch_size: int, rounds: int, loop_examples: int
+) -> dict[str, Any]:
+    """Run the four ways in turns; their speeds and ratios.
 
     Args:
+        model: The model, in fp32.
+        kind: Of task: "classification" or "causal-lm".
         examples: Examples of the batched ways.
         length: Tokens an example.
         batch_size: Examples a batch.
         rounds: How often each way is run.
         loop_examples: Examples of the loop, which is the slowest; times are per example.
     """
-    model = encoder()
-    task: Any = Tokens("classification", examples, length, model.config.vocab_size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    task: Any = Tokens(kind, examples, length, model.config.vocab_size, device)
     every, some = range(examples), range(loop_examples)
-    times: dict[str, list[float]] = {"loop": [], "plain": [], "paretune": []}
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "loop": (loop_examples, lambda: loop(model, task, some)),
+        "plain": (examples, lambda: plain(model, task, every, batch_size)),
+        "fp32": (examples, lambda: fisher(model, task, indices=every, batch_size=batch_size)),
+        "bf16": (
+            examples,
+            lambda: fisher(model, task, indices=every, batch_size=batch_size, precision="bf16"),
+        ),
+    }
     loop(model, task, range(2))  # everything once, to warm up
     plain(model, task, range(batch_size), batch_size)
-    fisher(model, task, indices=range(batch_size), batch_size=batch_size)
+    for precision in ("fp32", "bf16"):
+        fisher(model, task, indices=range(batch_size), batch_size=batch_size, precision=precision)
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        times["loop"].append(seconds(lambda: loop(model, task, some))[0] / loop_examples)
-        times["plain"].append(seconds(lambda: plain(model, task, every, batch_size))[0] / examples)
-        took, _ = seconds(lambda: fisher(model, task, indices=every, batch_size=batch_size))
-        times["paretune"].append(took / examples)
-    ratios = {
-        "speedup_vs_loop": [a / b for a, b in zip(times["loop"], times["paretune"], strict=True)],
-        "cost_vs_plain_pass": [a / b for a, b in zip(times["paretune"], times["plain"], strict=True)],
+        for name, (count, work) in ways.items():
+            times[name].append(seconds(work)[0] / count)
+
+    def ratio(over: str, under: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(times[over], times[under], strict=True)), 3)
+
+    speeds = {name: round(1 / statistics.median(values), 1) for name, values in times.items()}
+    print(f"{kind} {batch_size} x {length}: {speeds} examples/s", flush=True)
+    return {
+        "speedup_vs_loop": ratio("loop", "fp32"),
+        "speedup_vs_loop_bf16": ratio("loop", "bf16"),
+        "cost_vs_plain_pass": ratio("fp32", "plain"),
+        "cost_vs_plain_pass_bf16": ratio("bf16", "plain"),
+        "plain_vs_loop": ratio("loop", "plain"),
+        "examples_per_second": speeds,
     }
-    found = fisher(model, task, indices=some, batch_size=batch_size).scores
-    for name, values in times.items():
-        print(f"{name:9} {1 / statistics.median(values):7.1f} examples/s")
-    return {name: round(statistics.median(values), 3) for name, values in ratios.items()} | {
-        "max_rel_err": error(found, loop(model, task, some))
+
+
+def exactness(model: Any, kind: str, length: int, examples: int = 16) -> dict[str, Any]:
+    """How far scores are from the loop's, and the seconds that choosing from them takes."""
+    task: Any = Tokens(kind, examples, length, model.config.vocab_size, model.device)
+    truth = loop(model, task, range(examples))
+    found = fisher(model, task, indices=range(examples)).scores
+    coarse = fisher(model, task, indices=range(examples), precision="bf16").scores
+    wrong = {"max_rel_err": error(found, truth), "max_rel_err_bf16": error(coarse, truth)}
+    count = sum(values.numel() for values in found.values())
+    choosing = {
+        f"{share:.2%}": round(seconds(partial(top_k, found, int(count * share)))[0], 3) for share in SHARES
     }
+    return wrong | {"choosing_seconds": choosing}
+
+
+def grid(rounds: int = 5) -> list[dict[str, Any]]:
+    """`compare` over models, batch sizes and lengths."""
+    lines = []
+    for name, kind, make in (
+        ("encoder", "classification", encoder),
+        ("llama 25M", "causal-lm", lambda: llama("25M", torch.float32)),
+    ):
+        model = make()
+        for batch_size in (8, 32):
+            for length in (16, 48, 128):
+                found = compare(model, kind, 2 * batch_size, length, batch_size, rounds, loop_examples=4)
+                lines.append({"model": name, "batch_size": batch_size, "tokens": length, **found})
+    return lines
 
 
 def error(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:
@@ -170,8 +232,8 @@ def encoder() -> Any:
     return AutoModelForSequenceClassification.from_pretrained(builtin_encoder(), num_labels=2).eval()
 
 
-def grow(name: str, examples: int = 16, length: int = 128, batch_size: int = 4) -> dict[str, Any]:
-    """Score a Llama-shaped random model in bfloat16 and choose: time and peak memory of this process."""
+def llama(name: str, dtype: torch.dtype) -> Any:
+    """A Llama-shaped random model."""
     width, blocks = SHAPES[name]
     config = LlamaConfig(
         hidden_size=width,
@@ -183,11 +245,17 @@ def grow(name: str, examples: int = 16, length: int = 128, batch_size: int = 4) 
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    model = LlamaForCausalLM(config)
+    torch.set_default_dtype(dtype)
+    model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
+    return model
+
+
+def grow(name: str, examples: int = 16, length: int = 128, batch_size: int = 4) -> dict[str, Any]:
+    """Score a Llama-shaped random model in bfloat16 and choose: time and peak memory of this process."""
+    model = llama(name, torch.bfloat16)
     count = sum(parameter.numel() for parameter in model.parameters())
-    task: Any = Tokens("causal-lm", examples, length, config.vocab_size)
+    task: Any = Tokens("causal-lm", examples, length, model.config.vocab_size)
     before = resident()  # with the weights
     reset_peak()
     start = time.process_time()
@@ -255,7 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer examples and rounds: under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer examples, no grid: under a minute")
     parser.add_argument("--tokens", type=int, default=48, help="tokens an example")
     parser.add_argument("--growth", action="store_true", help="larger and larger models instead")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="of --growth (all)")
@@ -272,12 +340,13 @@ def main() -> None:
         if not arguments.shapes:
             publish(lines)
         return
-    size = (
-        {"examples": 128, "rounds": 3, "loop_examples": 16}
-        if arguments.quick
-        else {"examples": 512, "rounds": 7, "loop_examples": 64}
-    )
-    result: dict[str, Any] = compare(length=arguments.tokens, batch_size=32, **size)
+    size = {"examples": 128, "rounds": 3} if arguments.quick else {"examples": 512, "rounds": 7}
+    size |= {"length": arguments.tokens, "batch_size": 32, "loop_examples": 16}
+    model = encoder()
+    result: dict[str, Any] = compare(model, "classification", **size)
+    result |= exactness(model, "classification", arguments.tokens)
+    if not arguments.quick:
+        result["grid"] = grid()
     result |= {"tokens": arguments.tokens, **size, "machine": describe()}
     print(json.dumps(result))
 

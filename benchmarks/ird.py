@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.ird --quick`` (last line JSON): ``cost_vs_fish_pass`` is the whole ladder's time over
 that of choosing by FISH with as many examples as the ladder starts from, interleaved, median over rounds;
+``bf16_vs_fp32`` the time of the ladder with ``precision="bf16"`` over that of the ladder in fp32, and
+``bf16_weights_shared`` and ``bf16_samples_shared`` the share of the last pair that both find;
 ``cache_bytes`` what the matrix of squares took; ``pairs_equal_to_bruteforce`` whether, on a small model in
 float64, the pair is the one that plain arithmetic on the whole matrix gives.
 """
@@ -11,7 +13,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks.machine import builtin_encoder, describe
 from paretune.evidence.decreasing import largest
 from paretune.methods import choose
+from paretune.plan import Plan
 from paretune.progress import set_quiet
 from paretune.task import Task
 
@@ -36,19 +41,41 @@ def task_for(model: Path, examples: int, words: int) -> Task:
     return Task.from_rows(rows, model=model, heldout=0.0)
 
 
+def weights(plan: Plan) -> set[tuple[str, int]]:
+    """The entries of a plan."""
+    return {(part.tensor, int(index)) for part in plan.selections for index in part.flat()}
+
+
+def kept(plan: Plan) -> set[int]:
+    """The samples of a plan."""
+    return {sample["index"] for sample in plan.notes["kept"]}
+
+
+def shared(first: Set[Any], second: Set[Any]) -> float:
+    """The share of the first that is in the second."""
+    return len(first & second) / len(first)
+
+
+def clock() -> float:
+    """Seconds: of the processor with one thread, which other work does not count into; else the clock's."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def cost(samples: int, steps: int, rounds: int, words: int) -> dict[str, float]:
     """Seconds of the ladder and of a FISH choice with the same first samples, in turns."""
     first = samples * 2**steps
     task = task_for(builtin_encoder(), first, words)
     model = task.load_model()
-    ratios, ladders, passes = [], [], []
+    ratios, ladders, passes, halves = [], [], [], []
     held, cache = "", 0
     for number in range(rounds + 1):
-        start = time.perf_counter()
+        start = clock()
         choose("fish", model, task, "0.1%", samples=first)
-        middle = time.perf_counter()
+        middle = clock()
         plan = choose("ird", model, task, "0.1%", samples=samples, steps=steps)
-        end = time.perf_counter()
+        end = clock()
+        half = choose("ird", model, task, "0.1%", samples=samples, steps=steps, precision="bf16")
+        halves.append((clock() - end) / (end - middle))
         held, cache = plan.notes["held"], plan.notes["cache_bytes"]
         if number:  # the first round warms up
             passes.append(middle - start)
@@ -56,6 +83,9 @@ def cost(samples: int, steps: int, rounds: int, words: int) -> dict[str, float]:
             ratios.append((end - middle) / (middle - start))
     return {
         "cost_vs_fish_pass": statistics.median(ratios),
+        "bf16_vs_fp32": statistics.median(halves[1:]),
+        "bf16_weights_shared": shared(weights(plan), weights(half)),
+        "bf16_samples_shared": shared(kept(plan), kept(half)),
         "fish_seconds": statistics.median(passes),
         "ladder_seconds": statistics.median(ladders),
         "cache_bytes": cache,
