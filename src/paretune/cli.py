@@ -4,7 +4,6 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -188,16 +187,9 @@ def _front(options: Namespace) -> None:
 
 
 def _methods(options: Namespace) -> None:
-    from paretune.methods import METHODS
+    from paretune.cli_methods import print_methods
 
-    for name, method in METHODS.items():
-        rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
-        print(f"{name:<10} {method.summary}")
-        print(f"{'':<10}   {'fits any budget' if method.sized else 'has its own size'}; --lr sweep: {rates}")
-        settings = ", ".join(f"{field.name}={field.default}" for field in fields(method))  # type: ignore[arg-type]
-        if settings:
-            print(f"{'':<10}   --set {settings}")
-    print(f"{'auto':<10} for tune: evidence and short trials choose among these; see docs/front.md")
+    print_methods()
 
 
 def _delta(options: Namespace) -> None:

@@ -22,7 +22,7 @@ def plan_table(plan: Plan) -> str:
     share = f" of {plan.weights:,}: {plan.count / plan.weights:.3%}" if plan.weights else ""
     asked = f" (asked: {plan.asked})" if plan.asked else ""
     lines = [
-        f"{plan.method} on {plan.base.model} ({plan.base.dtype})",
+        _title(plan),
         f"trains   {plan.count:,} weights{share}{asked}",
         f"head     {plan.head_count:,} weights ({plan.head_rule} the budget)",
         f"delta    about {readable_bytes(delta_bytes(plan))}",
@@ -40,6 +40,13 @@ def plan_table(plan: Plan) -> str:
     if "front" in plan.notes:
         lines += ["", *front_table(plan)]
     return "\n".join(lines)
+
+
+def _title(plan: Plan) -> str:
+    """The method and the model, of whose path the end is kept where it is long."""
+    method, dtype, model = f"{plan.method} on ", f" ({plan.base.dtype})", str(plan.base.model)
+    room = WIDTH - len(method) - len(dtype)
+    return method + (model if len(model) <= room else f"...{model[3 - room :]}") + dtype
 
 
 def _selected(plan: Plan) -> str:
