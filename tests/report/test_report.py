@@ -239,6 +239,17 @@ def test_markup_in_any_text_is_shown_and_never_read(front):
         assert all("<img" not in text and "</script" not in text for text in texts)
 
 
+def test_markup_in_kept_samples_is_text_too(front, plans):
+    notes = plans["ird"].notes | {
+        "kept": [{"loss": 0.5, "label": HOSTILE, "text": HOSTILE}],
+        "table": {"title": HOSTILE, "columns": ["", HOSTILE], "rows": [[HOSTILE, HOSTILE]]},
+    }
+    replace(plans["ird"], notes=notes).save(front / "plans/ird")
+    page = page_of(front)
+    assert page.count("onerror=&#34;") >= 6 and "0.500" in page
+    assert "<img" not in page and "<script>window" not in page
+
+
 def texts_of(value):
     if isinstance(value, str):
         return [value]

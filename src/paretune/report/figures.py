@@ -113,7 +113,7 @@ def _points(
             "color": colour,
             "size": 13 if on_front else 9,
         },
-        "opacity": 1.0 if on_front else 0.55,
+        "opacity": 1.0 if on_front else 0.7,
         "hoverinfo": "text",
         "hovertext": [_hover(candidate, report, cost) for candidate in mine],
         # The page finds the candidate of a point by its place in the report.

@@ -47,6 +47,7 @@ def render(report: Report, plotly: str) -> str:
         "bytes": lambda count: readable_bytes(count) if count else "-",
         "count": lambda count: f"{count:,}" if count is not None else "-",
         "score": partial(_number, form=".4f"),
+        "loss": partial(_number, form=".3f"),
         "short": partial(_number, form=".3g"),
         "share": partial(_number, form=".0%"),
         "seconds": _seconds,
