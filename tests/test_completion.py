@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from paretune.completion import METHOD_NAMES, WORDS
 from paretune.methods import METHODS
 from paretune.search.engines import ENGINES
+from paretune.selection import Granularity
 from paretune.strategies.registry import STRATEGIES
 
 BIN = Path(sys.executable).parent
@@ -76,3 +78,4 @@ def test_the_words_are_those_that_there_are():
     assert set(METHOD_NAMES) == set(METHODS)
     assert set(WORDS["--strategies"]) == set(STRATEGIES)
     assert WORDS["--engine"] == ENGINES
+    assert {*WORDS["--granularity"], "all"} == set(get_args(Granularity))

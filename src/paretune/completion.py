@@ -30,6 +30,7 @@ WORDS: dict[str, tuple[str, ...]] = {  # options whose words are checked later t
     "--method": (*METHOD_NAMES, "auto"),
     "--methods": METHOD_NAMES,
     "--kind": ("classification", "regression", "causal-lm", "seq2seq"),
+    "--granularity": ("entries", "rows", "columns", "blocks"),
     "--engine": ("here", "workers", "ray"),
     "--strategies": ("lora", "adapter", "prefix", "bias"),
     "--report-to": ("tensorboard", "trackio", "none"),
