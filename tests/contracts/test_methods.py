@@ -89,6 +89,35 @@ def test_a_plan_fits_its_budget_and_trains(tasks, tmp_path, name, family):
     assert torch.equal(predict(model, batch), logits)
 
 
+UNITED = [name for name, method in METHODS.items() if "granularity" in method.__dataclass_fields__]
+
+
+def test_who_chooses_units():
+    assert UNITED == ["random", "gradient", "fish", "ird"]
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "blocks"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", UNITED)
+def test_whole_units_train_and_ship(tasks, name, family, kind):
+    task = tasks[family]
+    model = task.load_model()
+    plan = plan_for(name, task, model=model, granularity=kind, within="all")
+    assert {selection.granularity for selection in plan.selections} == {kind}
+    assert 0.5 * plan.budget < plan.count <= plan.budget
+    attach(model, plan)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == plan.trained
+    batch = next(iter(task.batches("train", 8)))
+    model(**batch).loss.backward()
+    torch.optim.SGD(trained, lr=1e-2).step()
+    delta = model.delta()
+    logits = predict(model, batch)
+    detach(model)
+    delta.apply(model)
+    assert torch.equal(predict(model, batch), logits)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_seed_gives_the_same_plan(tasks, name):
     assert plan_for(name, tasks["bert"], seed=3).digest == plan_for(name, tasks["bert"], seed=3).digest

@@ -169,6 +169,16 @@ def test_by_default_every_matrix_gets_the_same_share_of_its_units(task, kind):
         assert abs(counts.get(name, 0) - owed) < 2
 
 
+@pytest.mark.parametrize("method", ["fish", "gradient", "ird"])
+def test_evidence_in_half_precision_chooses_nearly_the_same_units(task, method):
+    settings = QUICK[method] | {"granularity": "rows", "power": 0.0}
+    full, half = (
+        choose(method, task.load_model(), task, "20%", precision=each, **settings)
+        for each in ("fp32", "bf16")
+    )
+    assert _shared(full, half) > 0.8 * full.count
+
+
 def test_scaled_scores_spread_the_units(task):
     shares = []
     for share in ("global", "scaled"):
