@@ -104,12 +104,10 @@ def test_the_page_works_and_stays_offline(run, tmp_path):
         assert page.evaluate(ground) != light
         opened.draw_all()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-        # The names of places stay in sight when their table is scrolled, and leave room for what stands beside.
+        # The names of places stay in sight when their table is scrolled, and leave room beside them.
         page.locator(".plan:visible details summary").first.click()
-        assert (
-            page.locator(".plan:visible .places tbody th").first.bounding_box()["width"]
-            < 0.6 * PHONE["width"]
-        )
+        name = page.locator(".plan:visible .places tbody th").first.bounding_box()
+        assert name["width"] < 0.6 * PHONE["width"]
         page.screenshot(path=tmp_path / "phone_dark.png", full_page=True)
         quiet(opened, file)
 
