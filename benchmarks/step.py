@@ -1,9 +1,23 @@
 """Time and memory of one training step, against peft and full fine-tuning in the same run.
 
-``python -m benchmarks.step --quick`` prints a table and, as its last line, JSON. The variants take turns, one
-step each a round, so that a change of the machine's speed meets all of them; ratios are taken round by
-round and their median is reported. Every memory figure comes from a process of its own: the peak of the
-resident set during the steps, above what it was with everything imported and no model loaded.
+    python -m benchmarks.step --quick
+
+One case (the built-in encoder, 0.5 %, 32 x 48 tokens, fp32): a table and, as the last line, JSON. The
+variants of `benchmarks.step_variants` take turns, one step each a round, so that a change of the machine's
+speed meets all of them; ratios are taken round by round and their median is reported. With one thread times
+are processor time, which other work does not count into; with several the clock's. Every memory figure comes
+from a process of its own: the peak during the steps, above what there was with everything imported and no
+model loaded. `time_vs_*` and `memory_vs_*` are those of a FISH mask of single entries;
+`lora` is the faster of LoRA on query and value and LoRA on all linear layers.
+
+    python -m benchmarks.step
+
+All cases (shares, precisions, shapes of batches, models), written line by line into docs/results/step.jsonl,
+where those that are there already are not measured again, and as a table into docs/performance.md.
+
+    python -m benchmarks.step --growth
+
+Larger and larger Llama-shaped models in bf16 with recomputed activations at 0.1 %, likewise.
 """
 
 import argparse
@@ -12,223 +26,257 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import peft
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
-from transformers.utils import logging
 
-from benchmarks.machine import builtin_encoder, describe, peak_resident, reset_peak, resident
-from paretune.anatomy import anatomy, base_digest, mark_head
-from paretune.methods.lora import fill_ranks
-from paretune.methods.random import random_entries
-from paretune.plan import Base, Plan, Selection
-from paretune.tuning import attach
+from benchmarks.machine import describe, peak_resident, reset_peak, resident
+from benchmarks.step_variants import GRANULARITIES, VARIANTS, Case, choose_masks
+from benchmarks.tables import append, publish, read
+from paretune.progress import set_quiet
 
-HEAD = ("classifier.weight", "classifier.bias")
-ALL_LINEARS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-
-
-def load() -> nn.Module:
-    """The built-in encoder with a fresh head, in training mode, all of it in memory.
-
-    A checkpoint is mapped from its file page by page; the rows of the embedding that one batch does not use
-    would count for the variants that read the whole model and not for the others.
-    """
-    torch.manual_seed(0)
-    logging.set_verbosity_error()
-    model = AutoModelForSequenceClassification.from_pretrained(builtin_encoder(), num_labels=2)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    mark_head(model, HEAD)
-    return model.train()
-
-
-def budget_of(model: nn.Module, share: float) -> int:
-    """Weights that a share of the model is."""
-    return int(share * anatomy(model).weights)
-
-
-def full(model: nn.Module, share: float) -> nn.Module:
-    """Every weight."""
-    return model
-
-
-def floor(model: nn.Module, share: float) -> nn.Module:
-    """Every weight frozen; the gradient still runs through all activations."""
-    model.requires_grad_(False)
-    model.get_input_embeddings().register_forward_hook(lambda *args: args[2].requires_grad_())
-    return model
-
-
-def ours(model: nn.Module, share: float) -> nn.Module:
-    """Single entries, drawn uniformly, so that every tensor of the model is touched."""
-    parts = anatomy(model)
-    selections = random_entries(parts.body, budget_of(model, share), seed=0)
-    head = tuple(Selection(n, tuple(model.get_parameter(n).shape), "all") for n in HEAD)
-    base = Base("built-in encoder", base_digest(model, HEAD), "float32")
-    return attach(model, Plan(base, selections, head=head), check=False)
-
-
-def lora(model: nn.Module, share: float, targets: list[str]) -> nn.Module:
-    """LoRA (peft) at the largest count within the budget."""
-    modules = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and ".layer." in name
-        and any(name.endswith(f".{target}") for target in targets)
-    ]
-    sizes = [sum(model.get_submodule(name).weight.shape) for name in modules]
-    ranks = fill_ranks(sizes, budget_of(model, share))
-    config = peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=min(ranks),
-        lora_alpha=2 * min(ranks),
-        target_modules=modules,
-        rank_pattern={name: rank for name, rank in zip(modules, ranks, strict=True) if rank > min(ranks)},
-        lora_dropout=0.0,
-    )
-    return peft.get_peft_model(model, config)
-
-
-def shira(model: nn.Module, share: float) -> nn.Module:
-    """SHiRA (peft; sparse high-rank updates, random mask) on all linear layers, nearest count below."""
-    per_rank = sum(
-        sum(m.weight.shape) for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layer." in n
-    )
-    rank = max(1, budget_of(model, share) // per_rank)
-    return peft.get_peft_model(
-        model, peft.ShiraConfig(task_type="SEQ_CLS", r=rank, target_modules=ALL_LINEARS)
-    )
-
-
-VARIANTS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
-    "floor": floor,
-    "ours": ours,
-    "lora_query_value": lambda model, share: lora(model, share, ["query", "value"]),
-    "lora_all_linears": lambda model, share: lora(model, share, ALL_LINEARS),
-    "shira": shira,
-    "full": full,
-}
+LORAS = ("lora_query_value", "lora_all_linears")
+CASES = (
+    Case(),
+    Case(precision="amp"),
+    *(
+        Case(share=share, precision=precision)
+        for share in (0.0002, 0.001, 0.02)
+        for precision in ("fp32", "amp")
+    ),
+    *(Case(batch=batch, length=length) for batch, length in ((8, 16), (8, 128))),
+    *(Case("25M", batch=4, length=128, precision=precision) for precision in ("fp32", "bf16")),
+)
+GROWING = ("25M", "100M", "400M", "1100M")
+GROWTH_VARIANTS = ("entries", "rows", "lora_query_value", "lora_all_linears")
 
 
 class Stepper:
     """One variant, ready to step."""
 
-    def __init__(self, variant: str, share: float, batch: int, length: int, autocast: bool) -> None:
-        self.model = VARIANTS[variant](load(), share)
+    def __init__(self, variant: str, case: Case, masks: Path) -> None:
+        model = case.load()
+        self.batch = next(iter(case.task(model, case.batch).batches("train", case.batch, range(case.batch))))
+        self.model = VARIANTS[variant](model, case, masks)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in trained)
         self.optimiser = torch.optim.AdamW(trained, lr=1e-4) if trained else None
-        self.autocast = autocast
-        rng = torch.Generator().manual_seed(0)
-        vocabulary = AutoConfig.from_pretrained(builtin_encoder()).vocab_size
-        self.batch = {
-            "input_ids": torch.randint(1000, vocabulary, (batch, length), generator=rng),
-            "attention_mask": torch.ones(batch, length, dtype=torch.long),
-            "labels": torch.randint(0, 2, (batch,), generator=rng),
-        }
+        self.amp = case.precision == "amp"
 
     def step(self) -> float:
         """One forward, backward and optimiser step; its seconds."""
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        start = _now()
+        with torch.autocast(self.batch["input_ids"].device.type, torch.bfloat16, enabled=self.amp):
             loss = self.model(**self.batch).loss
         loss.backward()
         if self.optimiser:
             self.optimiser.step()
             self.optimiser.zero_grad()
-        return time.perf_counter() - start
+        return _now() - start
 
 
-def times(options: argparse.Namespace) -> dict[str, list[float]]:
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def times(case: Case, names: Sequence[str], masks: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds a step, by variant, round by round."""
-    steppers = {name: Stepper(name, options.share, *_shape(options)) for name in VARIANTS}
+    steppers = {name: Stepper(name, case, masks) for name in names}
     for stepper in steppers.values():
         stepper.step()
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
-    names = list(steppers)
-    for round_ in range(options.rounds):
-        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in [*names[first:], *names[:first]]:
             seconds[name].append(steppers[name].step())
-    print(f"{'':<18}{'trained':>12}{'s/step':>10}")
+    print(f"\n{case}\n{'':<18}{'trained':>12}{'s/step':>10}")
     for name, stepper in steppers.items():
-        print(f"{name:<18}{stepper.trained:>12,}{statistics.median(seconds[name]):>10.3f}")
+        print(f"{name:<18}{stepper.trained:>12,}{statistics.median(seconds[name]):>10.3f}", flush=True)
     return seconds
 
 
-def memory_of(variant: str, options: argparse.Namespace) -> int:
-    """Peak bytes of a variant's steps, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.step", "--memory", variant, "--share", str(options.share)]
-    command += ["--batch", str(options.batch), "--length", str(options.length)]
-    command += ["--autocast"] if options.autocast else []
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    return int(run.stdout.strip().splitlines()[-1])
+def in_own_process(case: Case, variant: str, masks: Path) -> dict[str, Any]:
+    """Peak bytes and seconds of a variant's steps in a process that does nothing else."""
+    command = [sys.executable, "-m", "benchmarks.step", "--alone", variant, json.dumps(case.row), str(masks)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_memory(options: argparse.Namespace) -> None:
-    """In the process of its own: the peak over three steps, above the resident set without a model."""
+def alone(variant: str, case: Case, masks: Path) -> dict[str, Any]:
+    """In the process of its own: peak above what there is without a model, and the median of its steps."""
     before = resident()
-    stepper = Stepper(options.memory, options.share, *_shape(options))
+    stepper = Stepper(variant, case, masks)
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     reset_peak()
-    for _ in range(3):
-        stepper.step()
-    print(peak_resident() - before)
+    seconds = [stepper.step() for _ in range(4)]
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident() - before
+    weights = sum(p.numel() * p.element_size() for p in stepper.model.parameters() if not p.requires_grad)
+    return {
+        "peak_bytes": peak,
+        "weights_bytes": weights,
+        "trained": stepper.trained,
+        "seconds": statistics.median(seconds[1:]),
+    }
 
 
-def _shape(options: argparse.Namespace) -> tuple[int, int, bool]:
-    return options.batch, options.length, options.autocast
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Time and memory of every variant that the case allows."""
+    with tempfile.TemporaryDirectory(prefix="paretune-") as folder:
+        masks = Path(folder)
+        choose_masks(case, masks)
+        names = [name for name in VARIANTS if _possible(name, case, masks)]
+        memory = {name: in_own_process(case, name, masks)["peak_bytes"] for name in names}
+        seconds = times(case, names, masks, rounds)
+    for name, peak in memory.items():
+        print(f"{name:<18} peak {peak / 2**20:,.0f} MiB")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    others = {"floor": "floor", "full": "full", "shira": "shira"}
+    loras = [name for name in LORAS if name in names]
+    if loras:
+        others["lora"] = min(loras, key=lambda name: medians[name])
+    result: dict[str, Any] = {}
+    for short, other in others.items():
+        for name in (*GRANULARITIES, "everywhere"):
+            turns = zip(seconds[name], seconds[other], strict=True)
+            result[f"{name}_time_vs_{short}"] = statistics.median(a / b for a, b in turns)
+            result[f"{name}_memory_vs_{short}"] = memory[name] / memory[other]
+    # What single entries need goes by the short names.
+    result |= {key.removeprefix("entries_"): value for key, value in result.items()}
+    return result | {
+        "faster_lora": others.get("lora"),
+        "seconds": medians,
+        "memory_bytes": memory,
+        "case": case.row,
+        "rounds": rounds,
+        "machine": describe(),
+    }
 
 
-def ratio(seconds: dict[str, list[float]], over: str) -> float:
-    """Median over the rounds of ours / other."""
-    return statistics.median(a / b for a, b in zip(seconds["ours"], seconds[over], strict=True))
+def _possible(name: str, case: Case, masks: Path) -> bool:
+    """Whether a variant has a size within the share."""
+    try:
+        VARIANTS[name](case.load(), case, masks)
+    except SystemExit as problem:
+        print(problem)
+        return False
+    return True
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The cases as a table in Markdown: a step's time and memory as ratios."""
+    columns = {
+        "entries / floor": "time_vs_floor",
+        "/ LoRA": "time_vs_lora",
+        "/ SHiRA": "time_vs_shira",
+        "/ full": "time_vs_full",
+        "rows / floor": "rows_time_vs_floor",
+        "rows / LoRA": "rows_time_vs_lora",
+        "blocks / LoRA": "blocks_time_vs_lora",
+        "memory / LoRA": "memory_vs_lora",
+        "memory / SHiRA": "memory_vs_shira",
+        "memory / full": "memory_vs_full",
+    }
+    lines = [
+        f"| model | trained | batch | precision | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
+    for row in rows:
+        case = Case(**row["case"])
+        figures = (row.get(key) for key in columns.values())
+        lines.append(
+            f"| {case.model} | {case.share:.2%} | {case.batch} x {case.length} | {case.precision} | "
+            + " | ".join("-" if figure is None else f"{figure:.2f}" for figure in figures)
+            + " |"
+        )
+    machine = rows[-1]["machine"]
+    where = (
+        f"{machine['cpu']}, {machine['device']}, {machine['threads']} thread(s), PyTorch {machine['torch']}"
+    )
+    return "\n".join([*lines, "", f"{where}. A dash: LoRA has no rank that small.", ""])
+
+
+def growth_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Time and memory against size, with the fitted growth."""
+    lines = ["| parameters | variant | trained | step | peak | a parameter |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        size = row["weights_bytes"] / 2
+        lines.append(
+            f"| {size / 1e6:,.0f} M | {row['variant'].replace('_', ' ')} | {row['trained']:,} "
+            f"| {row['seconds']:.2f} s | {row['peak_bytes'] / 2**20:,.0f} MiB "
+            f"| {row['peak_bytes'] * 2 / row['weights_bytes']:.2f} bytes |"
+        )
+    fits = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        some = [row for row in rows if row["variant"] == variant]
+        if len(some) > 1:
+            first, last = some[-2], some[-1]
+            grown = last["peak_bytes"] - first["peak_bytes"]
+            more = (last["weights_bytes"] - first["weights_bytes"]) / 2
+            name = variant.replace("_", " ")
+            fits.append(f"* {name}: {grown / more:.2f} bytes for each further parameter (the last two sizes)")
+    return "\n".join([*lines, "", *fits, ""])
+
+
+def grow() -> None:
+    """The growth's rows, each in a process of its own."""
+    rows = read("step_growth")
+    for model in GROWING:
+        case = Case(model, 0.001, batch=2, length=128, precision="bf16", checkpointing=True)
+        missing = [
+            name
+            for name in GROWTH_VARIANTS
+            if not any(r["variant"] == name and r["case"] == case.row for r in rows)
+        ]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory(prefix="paretune-") as folder:
+            choose_masks(case, Path(folder))
+            for name in missing:
+                found = in_own_process(case, name, Path(folder))
+                row = {"variant": name, **found, "case": case.row, "machine": describe()}
+                append("step_growth", row)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    publish("step growth: python -m benchmarks.step --growth", growth_table(rows))
 
 
 def main() -> None:
-    """Run the benchmark and print its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute on two cores")
-    parser.add_argument("--share", type=float, default=0.005, help="trained share of the model")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=48)
+    """Read the arguments, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one case, few rounds")
+    parser.add_argument("--growth", action="store_true", help="larger and larger models instead")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--autocast", action="store_true", help="bf16 autocast")
-    parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.rounds = options.rounds or (4 if options.quick else 21)
-    if options.memory:
-        print_memory(options)
+    set_quiet(True)
+    if options.alone:
+        variant, case, masks = options.alone
+        print(json.dumps(alone(variant, Case(**json.loads(case)), Path(masks))))
         return
-    memory = {name: memory_of(name, options) for name in VARIANTS}
-    seconds = times(options)
-    for name, peak in memory.items():
-        print(f"{name:<18} peak {peak / 2**20:,.0f} MiB")
-    loras = ("lora_query_value", "lora_all_linears")
-    faster = min(loras, key=lambda name: statistics.median(seconds[name]))
-    result = {
-        "time_vs_floor": ratio(seconds, "floor"),
-        "time_vs_lora": ratio(seconds, faster),
-        "time_vs_full": ratio(seconds, "full"),
-        "time_vs_shira": ratio(seconds, "shira"),
-        "memory_vs_lora": memory["ours"] / memory[faster],
-        "memory_vs_full": memory["ours"] / memory["full"],
-        "memory_vs_shira": memory["ours"] / memory["shira"],
-        "faster_lora": faster,
-        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "memory_bytes": memory,
-        "share": options.share,
-        "batch": [options.batch, options.length],
-        "autocast": options.autocast,
-        "machine": describe(),
-    }
-    print(json.dumps(result))
+    if options.growth:
+        grow()
+        return
+    if options.quick:
+        print(json.dumps(measure(Case(), options.rounds or 5)))
+        return
+    rows = read("step")
+    for case in CASES:
+        if not any(row["case"] == case.row for row in rows):
+            rows.append(measure(case, options.rounds or 11))
+            append("step", rows[-1])
+    publish("step: python -m benchmarks.step", table(rows))
+    print(json.dumps(rows[0]))
 
 
 if __name__ == "__main__":

@@ -100,10 +100,11 @@ class _Product(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         slot, twice = ctx.slot, torch.is_grad_enabled()  # to be differentiated again: only plain operations
         of_input = of_bias = None
+        # Matrices: a batched product of more dimensions is slower where memory is not in order.
+        outputs, inputs = (each.reshape(-1, each.shape[-1]) for each in (gradient, input))
         if ctx.needs_input_grad[0]:
             weight = (slot.alias() if twice else weight).to(gradient.dtype)
-            of_input = gradient @ (weight.t() if ctx.transposed else weight)
-        outputs, inputs = gradient.flatten(0, -2), input.flatten(0, -2)
+            of_input = (outputs @ (weight.t() if ctx.transposed else weight)).view(input.shape)
         if ctx.needs_input_grad[2]:
             of_bias = outputs.sum(0)
         left, right = (inputs, outputs) if ctx.transposed else (outputs, inputs)

@@ -40,10 +40,10 @@ class Costs:
 # `python -m benchmarks.ways` measures these. Fixed numbers, so that a run gives the same bits every time. A
 # device without them picks from the smaller of the two products.
 COSTS: dict[tuple[str, bool], Costs] = {
-    ("cpu", False): Costs(sampled=7, copied=40, picked=150, started=1e6),
-    ("cpu", True): Costs(sampled=28, copied=120, picked=600, started=4e6),
+    ("cpu", False): Costs(sampled=4, copied=40, picked=100, started=3e6),
+    ("cpu", True): Costs(sampled=14, copied=110, picked=350, started=1.2e7),
 }
-CHUNK = 256  # tokens of the sampled product at a time: the copies stay in the cache
+CHUNK = 512  # tokens of the sampled product at a time: the copies stay in the cache
 
 
 class Pattern:
@@ -113,7 +113,10 @@ class Pattern:
         return min(by_way, key=lambda way: by_way[way])
 
     def _restricted(self, left: Tensor, right: Tensor) -> Tensor:
-        product = _kept(left, self._rows) @ _kept(right, self._columns).t()
+        if self._rows is None:  # the narrow factor first, in order: much the faster for a few columns
+            product = (_kept(right, self._columns) @ left).t()
+        else:
+            product = _kept(left, self._rows) @ _kept(right, self._columns).t()
         if self.count == product.numel():
             return product.reshape(-1)
         starts = self._row_starts
@@ -131,10 +134,14 @@ class Pattern:
                 size=self._kept,
                 check_invariants=False,
             )
+        # Room for the copies is taken once: given back after every chunk, it would be faulted in anew.
+        room = [left.new_empty(size * CHUNK, dtype=exact) for size in self._kept]
         for some in zip(left.split(CHUNK), right.split(CHUNK), strict=True):
             first, second = (
-                _kept(matrix, columns).contiguous().to(exact)
-                for matrix, columns in zip(some, (self._rows, self._columns), strict=True)
+                place[: size * len(part)].view(size, len(part)).copy_(_in_order(_kept(part, columns), exact))
+                for place, size, part, columns in zip(
+                    room, self._kept, some, (self._rows, self._columns), strict=True
+                )
             )
             entries = torch.sparse.sampled_addmm(entries, first, second.t())
         return entries.values()
@@ -151,3 +158,8 @@ def _in_use(places: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
 def _kept(matrix: Tensor, columns: Tensor | None) -> Tensor:
     """Columns of a matrix as rows; None takes all, as a view."""
     return matrix.t() if columns is None else matrix.t().index_select(0, columns)
+
+
+def _in_order(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Transposed first where the dtype changes as well: a copy that does both is several times as slow."""
+    return matrix if matrix.dtype == dtype else matrix.contiguous()
