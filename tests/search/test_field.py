@@ -31,3 +31,9 @@ def test_a_long_name_keeps_its_budget_in_the_table():
     assert all(len(each) < NAME for each in shown)
     assert _fitting("random columns 0.5%") == "random co.. 0.5%"
     assert len(_fitting("mixture " + "x" * 40)) < NAME
+
+
+def test_blocks_of_the_model_and_blocks_of_weights_have_two_names():
+    fields = [read_method(f"fish:{setting}=blocks") for setting in ("within", "granularity")]
+    names = [Candidate(name, settings, "1%", "1%").name for name, settings in fields]
+    assert names == ["fish in blocks 1%", "fish blocks 1%"]

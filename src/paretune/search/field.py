@@ -106,6 +106,8 @@ def _short(setting: str, value: Any) -> str:
     """A setting in a name: its value where that speaks for itself."""
     if setting == "samples":
         return f"n{value}"
+    if setting == "within":  # blocks of the model; "blocks" alone is a granularity
+        return f"in {value}"
     return value if isinstance(value, str) and value else f"{setting}={json.dumps(value)}"
 
 

@@ -26,7 +26,7 @@ KEPT = 5  # candidates that go to trials
 KINDS: tuple[tuple[tuple[str, float], ...], ...] = (
     (("mixture", 4.0), ("mixture:added=", 4.0)),
     (("lora:targets=all", 0.0), ("lora:targets=peft", 0.0), ("adapter", 0.0), ("prefix", 0.0), ("s4", 0.0)),
-    (("fish", 1.0), ("fish:power=0", 1.0), ("gradient", 1.0)),
+    (("fish", 1.0), ("fish:power=0", 1.0), ("fish:granularity=rows", 1.0), ("gradient", 1.0)),
     (("random", 0.0),),
     (("adapeft", 1.5),),
     (("bitfit", 0.0),),
