@@ -23,9 +23,8 @@ Larger and larger Llama-shaped models in bf16 with recomputed activations at 0.1
 import argparse
 import gc
 import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -103,14 +102,16 @@ def times(case: Case, names: Sequence[str], masks: Path, rounds: int) -> dict[st
 
 
 def in_own_process(case: Case, variant: str, masks: Path) -> dict[str, Any]:
-    """Peak bytes and seconds of a variant's steps in a process that does nothing else."""
-    command = [sys.executable, "-m", "benchmarks.step", "--alone", variant, json.dumps(case.row), str(masks)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """Peak bytes and seconds of a variant's steps in a process that has done nothing else but imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.step"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return pool.apply(alone, (variant, case, masks))
 
 
 def alone(variant: str, case: Case, masks: Path) -> dict[str, Any]:
     """In the process of its own: peak above what there is without a model, and the median of its steps."""
+    set_quiet(True)
     before = resident()
     stepper = Stepper(variant, case, masks)
     gc.collect()
@@ -257,13 +258,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one case, few rounds")
     parser.add_argument("--growth", action="store_true", help="larger and larger models instead")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     set_quiet(True)
-    if options.alone:
-        variant, case, masks = options.alone
-        print(json.dumps(alone(variant, Case(**json.loads(case)), Path(masks))))
-        return
     if options.growth:
         grow()
         return
@@ -275,7 +271,7 @@ def main() -> None:
         if not any(row["case"] == case.row for row in rows):
             rows.append(measure(case, options.rounds or 11))
             append("step", rows[-1])
-    publish("step: python -m benchmarks.step", table(rows))
+        publish("step: python -m benchmarks.step", table(rows))
     print(json.dumps(rows[0]))
 
 

@@ -48,7 +48,6 @@ def plans(draw):
 
 
 @given(selections())
-@settings(deadline=None)
 def test_flat_names_the_same_weights_as_numpy_indexing(selection):
     shape = selection.shape
     mark = np.zeros(shape, dtype=bool)
@@ -69,7 +68,7 @@ def test_flat_names_the_same_weights_as_numpy_indexing(selection):
 
 
 @given(plans())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_saved_plan_comes_back_equal(tmp_path_factory, plan):
     folder = tmp_path_factory.mktemp("plan")
     plan.save(folder)

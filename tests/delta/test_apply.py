@@ -36,7 +36,7 @@ def test_apply_sets_the_places_and_revert_brings_the_base_back(dtype, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_order_of_applying_and_reverting(dtype, data):
     """Overlapping deltas of every granularity, against plain assignment onto the base."""
     model = Net().to(dtype)

@@ -32,7 +32,7 @@ def selections(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 @given(selections(), st.binary(max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_round_trip_and_the_described_bits(selection, following):
     indices, bound = selection
     stream = encode(np.array(indices, dtype=np.int64), bound)
@@ -44,7 +44,7 @@ def test_round_trip_and_the_described_bits(selection, following):
 
 
 @given(selections().filter(lambda s: s[0]), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_flipped_bit_gives_the_same_indices(selection, data):
     """One set of indices has one stream: a changed one is refused or says something else."""
     indices, bound = selection
@@ -60,7 +60,7 @@ def test_no_flipped_bit_gives_the_same_indices(selection, data):
 
 
 @given(selections().filter(lambda s: s[0]), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_cut_stream_is_refused(selection, data):
     indices, bound = selection
     stream = encode(np.array(indices, dtype=np.int64), bound)

@@ -61,7 +61,7 @@ def small_values(draw: st.DrawFn) -> Values:
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), small_values(), max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_round_trip(tensors):
     delta = make(tensors, info={"text": "é\n\x00", "number": 0.1})
     data = format.encode(delta)
@@ -72,7 +72,7 @@ def test_round_trip(tensors):
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_tensors_beyond_two_to_the_31(data):
     shape = tuple(data.draw(st.lists(st.integers(1 << 10, 1 << 20), min_size=2, max_size=2)))
     shape = (1 << 12, *shape) if data.draw(st.booleans()) else shape

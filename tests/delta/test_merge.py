@@ -36,7 +36,7 @@ PLACES = st.dictionaries(st.integers(0, 19), st.floats(-4, 4, width=32), max_siz
 
 
 @given(st.lists(PLACES, min_size=2, max_size=4), st.sampled_from(["error", "mean", "last"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_against_dicts(parts, overlap):
     deltas = [make(entries(part), info={"seed": i}) for i, part in enumerate(parts)]
     held = {place: [part[place] for part in parts if place in part] for part in parts for place in part}

@@ -42,7 +42,7 @@ TENSORS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(tensors=TENSORS, share=st.floats(0, 1), largest=st.booleans(), chunk=st.sampled_from([1, 3, 64]))
 def test_equals_sorting(tensors: list[np.ndarray], share: float, largest: bool, chunk: int) -> None:
     scores = {f"t{number}": values for number, values in enumerate(tensors)}

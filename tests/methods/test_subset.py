@@ -26,7 +26,7 @@ def best(problem):
     return max(float(np.nan_to_num(problem.gains, nan=0)[list(s)].sum()) if s else 0.0 for s in subsets)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_the_knapsack_is_the_best_of_all_subsets(problem):
     found = knapsack(problem)
@@ -37,7 +37,7 @@ def test_the_knapsack_is_the_best_of_all_subsets(problem):
     assert gains == sorted(gains)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_each_prefix_is_the_best_of_its_own_size(problem):
     problem = Problem(problem.gains, problem.costs[:1], problem.limits[:1])
@@ -50,7 +50,7 @@ def test_each_prefix_is_the_best_of_its_own_size(problem):
     assert all(step.weights > problem.limits[0] for step in longer)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_joint_gain_is_that_of_the_best_steps_together(seed, count):
     rng = np.random.default_rng(seed)

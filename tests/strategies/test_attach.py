@@ -267,7 +267,7 @@ def designs(draw):
     return kind, design(model, wanted)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(designs(), st.integers(0, 2**20))
 def test_values_carried_to_another_model_give_the_same_logits(drawn, seed):
     """For any design: what is trained on one model, loaded into a fresh one, computes the same bits."""

@@ -67,7 +67,7 @@ def test_a_seam_without_white_space_is_told_and_a_separator_mends_it(tokenizer):
     assert len(encoded.notes) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     prompt=st.lists(st.sampled_from(WORDS), min_size=1, max_size=8),
     completion=st.lists(st.sampled_from(WORDS), max_size=8),

@@ -139,7 +139,7 @@ def test_batches_of_some_rows(task):
         task.batches("train", 0)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(size=st.integers(1, 30))
 def test_scores_do_not_depend_on_the_batches(task, model, size):
     whole, found = task.score(model, batch_size=64), task.score(model, batch_size=size)
