@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe, peak_resident, reset_peak, resident
-from benchmarks.step_variants import GRANULARITIES, VARIANTS, Case, choose_masks
+from benchmarks.step_variants import GRANULARITIES, VARIANTS, Case, TooSmallError, choose_masks
 from benchmarks.tables import append, publish, read
 from paretune.progress import set_quiet
 
@@ -163,7 +163,7 @@ def _possible(name: str, case: Case, masks: Path) -> bool:
     """Whether a variant has a size within the share."""
     try:
         VARIANTS[name](case.load(), case, masks)
-    except SystemExit as problem:
+    except TooSmallError as problem:
         print(problem)
         return False
     return True
@@ -239,6 +239,8 @@ def grow() -> None:
         with tempfile.TemporaryDirectory(prefix="paretune-") as folder:
             choose_masks(case, Path(folder))
             for name in missing:
+                if not _possible(name, case, Path(folder)):
+                    continue
                 found = in_own_process(case, name, Path(folder))
                 row = {"variant": name, **found, "case": case.row, "machine": describe()}
                 append("step_growth", row)

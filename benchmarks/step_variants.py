@@ -34,6 +34,10 @@ ALL_LINEARS = (
 )
 
 
+class TooSmallError(Exception):
+    """A method has no size within the share."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One row of the table.
@@ -152,7 +156,7 @@ def lora(targets: tuple[str, ...]) -> Callable[[nn.Module, Case, Path], nn.Modul
         ranks = fill_ranks(sizes, case.count(model))
         least = min(ranks)
         if not least:
-            raise SystemExit(f"{case}: too small a share for LoRA on {len(modules)} layers")
+            raise TooSmallError(f"{case}: too small a share for LoRA on {len(modules)} layers")
         config = peft.LoraConfig(
             task_type="SEQ_CLS" if case.model == "encoder" else "CAUSAL_LM",
             r=least,
