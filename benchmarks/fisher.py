@@ -36,7 +36,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -46,6 +45,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import builtin_encoder, describe, peak_resident, reset_peak, resident
+from benchmarks.tables import RESULTS, publish
 from paretune.evidence import fisher, top_k
 from paretune.files import write_atomic
 from paretune.progress import set_quiet
@@ -60,8 +60,6 @@ SHAPES = {
 }
 SHARE = 0.005  # of the weights that are chosen as models grow
 SHARES = (0.0002, 0.001, 0.005, 0.02)
-DOCS = Path(__file__).parents[1] / "docs"
-TABLE = ("<!-- growth: python -m benchmarks.fisher --growth -->", "<!-- end of growth -->")
 
 
 class Tokens:
@@ -290,15 +288,6 @@ def growth(names: Sequence[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def publish(lines: Sequence[dict[str, Any]]) -> None:
-    """Write the lines of all shapes, and their table between its marks in docs/performance.md."""
-    write_atomic(DOCS / "results" / "fisher_growth.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    page = DOCS / "performance.md"
-    before, _, rest = page.read_text().partition(TABLE[0])
-    _, _, after = rest.partition(TABLE[1])
-    write_atomic(page, f"{before}{TABLE[0]}\n{growth_table(lines)}{TABLE[1]}{after}")
-
-
 def growth_table(lines: Sequence[dict[str, Any]]) -> str:
     """The lines as a table in Markdown."""
     rows = [
@@ -338,7 +327,8 @@ def main() -> None:
     if arguments.growth:
         lines = growth(arguments.shapes or list(SHAPES))
         if not arguments.shapes:
-            publish(lines)
+            write_atomic(RESULTS / "fisher_growth.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            publish("growth: python -m benchmarks.fisher --growth", growth_table(lines))
         return
     size = {"examples": 128, "rounds": 3} if arguments.quick else {"examples": 512, "rounds": 7}
     size |= {"length": arguments.tokens, "batch_size": 32, "loop_examples": 16}

@@ -35,7 +35,7 @@ import torch
 
 from benchmarks.machine import describe, peak_resident, reset_peak, resident
 from benchmarks.step_variants import GRANULARITIES, VARIANTS, Case, TooSmallError, choose_masks
-from benchmarks.tables import append, publish, read
+from benchmarks.tables import RESULTS, append, publish, read
 from paretune.progress import set_quiet
 
 LORAS = ("lora_query_value", "lora_all_linears")
@@ -226,7 +226,7 @@ def growth_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def grow() -> None:
     """The growth's rows, each in a process of its own."""
-    rows = read("step_growth")
+    rows = read(RESULTS / "step_growth.jsonl")
     for model in GROWING:
         case = Case(model, 0.001, batch=2, length=128, precision="bf16", checkpointing=True)
         missing = [
@@ -243,7 +243,7 @@ def grow() -> None:
                     continue
                 found = in_own_process(case, name, Path(folder))
                 row = {"variant": name, **found, "case": case.row, "machine": describe()}
-                append("step_growth", row)
+                append(row, RESULTS / "step_growth.jsonl")
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     publish("step growth: python -m benchmarks.step --growth", growth_table(rows))
@@ -265,11 +265,11 @@ def main() -> None:
     if options.quick:
         print(json.dumps(measure(Case(), options.rounds or 5)))
         return
-    rows = read("step")
+    rows = read(RESULTS / "step.jsonl")
     for case in CASES:
         if not any(row["case"] == case.row for row in rows):
             rows.append(measure(case, options.rounds or 11))
-            append("step", rows[-1])
+            append(rows[-1], RESULTS / "step.jsonl")
         publish("step: python -m benchmarks.step", table(rows))
     print(json.dumps(rows[0]))
 

@@ -1,4 +1,4 @@
-"""Results of benchmarks on disk: a line of JSON each, and tables between marks in docs/performance.md."""
+"""Results on disk, a line of JSON each, and tables between marks in docs/performance.md."""
 
 import json
 import os
@@ -8,20 +8,31 @@ from typing import Any
 from paretune.files import write_atomic
 
 DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results"
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    """The lines of docs/results/NAME.jsonl; none where there is no file."""
-    path = _path(name)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file, without one that a kill cut off; none where there is no file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # cut off by a kill; it is measured again
+            continue
+    return rows
 
 
-def append(name: str, row: dict[str, Any]) -> None:
-    """One more line, on the disk when this returns."""
-    with _path(name).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def append(row: dict[str, Any], path: Path) -> None:
+    """One more line in a results file, on the disk when this returns; a half line before it is closed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write("\n" * (not _ends_whole(path)) + json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ends_whole(path: Path) -> bool:
+    return not path.stat().st_size or path.read_bytes().endswith(b"\n")
 
 
 def publish(mark: str, text: str) -> None:
@@ -37,7 +48,3 @@ def publish(mark: str, text: str) -> None:
     if not found or not closed:
         raise SystemExit(f"{page}: lacks {begin} or {end}")
     write_atomic(page, f"{before}{begin}\n{text}{end}{after}")
-
-
-def _path(name: str) -> Path:
-    return DOCS / "results" / f"{name}.jsonl"

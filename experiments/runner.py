@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import builtin_encoder, describe
+from benchmarks.tables import append, read
 from paretune.errors import BudgetError, DivergedError, PareError
 from paretune.methods import choose
 from paretune.plan import Plan
@@ -64,18 +65,6 @@ class Job:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished runs in a results file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # cut off by a kill; the job runs again
-            continue
-    return rows
-
-
 def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
     """Run what is not in the file yet, one line each as it finishes; all rows of the jobs.
 
@@ -95,19 +84,6 @@ def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
         said = row["failed"] if score is None else f"{score:.4f}"
         print(f"{number + 1}/{len(jobs)} {job.task} {job.label or job.method} {job.lr:g} s{job.seed}: {said}")
     return [done[job.key] for job in jobs]
-
-
-def append(row: dict[str, Any], path: Path) -> None:
-    """One more line in a results file, on the disk when this returns; a half line before it is closed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write("\n" * (not _ends_whole(path)) + json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _ends_whole(path: Path) -> bool:
-    return not path.stat().st_size or path.read_bytes().endswith(b"\n")
 
 
 @lru_cache(maxsize=4)
