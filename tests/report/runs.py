@@ -112,7 +112,7 @@ def front_document(trials: int = 100, seed: int = 0) -> dict[str, Any]:
             "text": f"Train {chosen['name']}: f1 {chosen['score']:.3f} (95 % interval {chosen['low']:.3f} to "
             f"{chosen['high']:.3f}) with {chosen['trained']:,} weights; nothing smaller is as good.",
             "candidate": chosen["name"],
-            "equals": [],
+            "simpler": [],
         },
         "cost": {"trials": len(rows), "equivalents": 88.0, "seconds": 8123.0, "stated": {}},
     }

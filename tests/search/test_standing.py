@@ -69,26 +69,37 @@ def test_the_front_is_what_nobody_beats_on_both():
     assert on_front([]) == set()
 
 
-def test_the_sentence_names_what_is_as_good_and_simpler():
+def test_the_sentence_names_what_is_simpler_and_how_much_worse_it_may_be():
     near = [
         stand("fish", [0.81, 0.79, 0.83]),
         stand("lora", [0.80, 0.80, 0.81]),
         stand("head", [0.1, 0.1, 0.1]),
     ]
     advice = recommend([*near, stand("full", [0.9, 0.9, 0.91])], "f1", True)
-    assert (advice.candidate, advice.equals) == ("fish 1%", ["lora 1%"])
+    assert (advice.candidate, advice.simpler) == ("fish 1%", ["lora 1%"])
     assert advice.text.startswith("Take fish 1%: f1 0.810 on held-out data (95 % interval 0.760 to 0.860, 3")
-    assert "lora 1% is as good within the noise and simpler." in advice.text
+    most = told_apart(near[0], near[1:])["lora 1%"].high
+    assert f"Simpler, and not told apart from it: lora 1% (0.007 worse, at most {most:.3f})." in advice.text
+    assert "as good" not in advice.text
     assert "Against full fine-tuning it is -0.093 (" in advice.text
     assert "head" not in advice.text
 
 
 def test_what_is_not_simpler_is_only_not_told_apart():
     advice = recommend([stand("lora", [0.8, 0.7, 0.9]), stand("fish", [0.8, 0.7, 0.88])], "f1", True)
-    assert advice.equals == []
-    assert "Not told apart from it: fish 1%." in advice.text
+    assert advice.simpler == []
+    assert "Not told apart from it: fish 1% (0.007 worse, at most " in advice.text
     alone = recommend([stand("lora", [0.8, 0.81, 0.8]), stand("fish", [0.1, 0.11, 0.1])], "f1", True)
     assert "told apart from everything else" in alone.text
+
+
+def test_two_seeds_do_not_make_a_worse_method_as_good():
+    advice = recommend([stand("random", [0.75, 0.80]), stand("head", [0.50, 0.69])], "accuracy", True)
+    assert advice.simpler == []
+    assert "Too few seeds to tell: head (0.180 worse, at most " in advice.text
+    assert "not told apart" not in advice.text
+    alone = recommend([stand("random", [0.8]), stand("head", [0.6])], "accuracy", True)
+    assert "Too few seeds to tell: head (0.200 worse)." in alone.text
 
 
 @pytest.mark.parametrize(("higher", "shown"), [(True, "0.500"), (False, "0.500")])

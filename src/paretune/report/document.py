@@ -26,7 +26,7 @@ class Report:
         model_weights: Of the base model without the head; 0 when not known.
         facts: Name and value of what was asked for.
         missing: Sentences about what the folder does not hold (yet).
-        recommendation: ``text``, ``candidate``, ``equals``; or None.
+        recommendation: ``text``, ``candidate``, ``simpler``; or None.
         candidates: What is compared.
         trials: What was trained for it.
         skipped: ``method``, ``budget``, ``reason`` of what was not tried.

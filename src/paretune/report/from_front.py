@@ -64,8 +64,8 @@ def _recommendation(get: Fields, path: Path) -> dict[str, Any] | None:
     if not row:
         return None
     said = Fields(row, f"{path}: recommendation")
-    equals = [str(name) for name in said.list("equals")]
-    return {"text": said.text("text"), "candidate": said.text("candidate"), "equals": equals}
+    simpler = [str(name) for name in said.list("simpler")]
+    return {"text": said.text("text"), "candidate": said.text("candidate"), "simpler": simpler}
 
 
 def _prediction(report: Report) -> dict[str, float] | None:

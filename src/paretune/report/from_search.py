@@ -52,13 +52,9 @@ def search_report(run: Path) -> Report:
     lr = get.number("lr")
     report.recommendation = {
         "text": f"Train the design in design.yaml with a learning rate of {lr or 0:g}. "
-        + (
-            f"Not told apart from what lost, so as good as far as the trials tell: {'; '.join(tied)}."
-            if tied
-            else "No stage ended in a tie."
-        ),
+        + (f"Not told apart from what lost: {'; '.join(tied)}." if tied else "No stage ended in a tie."),
         "candidate": "design",
-        "equals": [],
+        "simpler": [],
     }
     return report
 

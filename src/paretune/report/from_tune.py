@@ -75,7 +75,7 @@ def _add_result(report: Report, run: Path, asked: Fields, name: str, result: Fie
         f"validation with a learning rate of {lr or 0:g}. One run under one seed says nothing about the "
         "spread: `paretune front` compares methods over several.",
         "candidate": name,
-        "equals": [],
+        "simpler": [],
     }
     spent = sum(value for value in seconds.values() if isinstance(value, int | float))
     report.cost = {"trials": None, "equivalents": None, "seconds": spent}

@@ -79,11 +79,11 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One sentence; ``equals`` are as good within the noise and simpler."""
+    """One sentence; ``simpler`` are not told apart from the candidate under three seeds or more."""
 
     text: str
     candidate: str
-    equals: list[str]
+    simpler: list[str]
 
 
 @dataclass

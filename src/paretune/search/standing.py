@@ -113,10 +113,13 @@ def contenders(best: Standing, others: Sequence[Standing]) -> list[Standing]:
     """Those that the best is not told apart from; with too few shared seeds nobody is."""
     ahead = told_apart(best, others)
     return [
-        other
-        for other in others
-        if len(set(best.scores) & set(other.scores)) < FEWEST_DRAWS or not ahead[other.candidate.name].low > 0
+        other for other in others if too_few_seeds(best, other) or not ahead[other.candidate.name].low > 0
     ]
+
+
+def too_few_seeds(best: Standing, other: Standing) -> bool:
+    """Whether two candidates share fewer seeds than an interval is trusted with."""
+    return len(set(best.scores) & set(other.scores)) < FEWEST_DRAWS
 
 
 def on_front(standings: Sequence[Standing]) -> set[str]:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 from paretune.search.front_file import Recommendation
-from paretune.search.standing import Standing, contenders, told_apart
+from paretune.search.intervals import Interval
+from paretune.search.standing import Standing, contenders, told_apart, too_few_seeds
 
 # From what is simplest to have in production to what takes the most: nothing to choose; modules that every
 # library has; mixtures of them; masks that need no data; masks that look at data.
@@ -21,7 +22,9 @@ AS_MANY = 1.05  # times more trained weights still count as as many
 
 
 def recommend(standings: Sequence[Standing], metric: str, higher: bool) -> Recommendation | None:
-    """What to take, and what is as good and simpler; full fine-tuning is only compared with.
+    """What to take, and what is simpler and not told apart from it; full fine-tuning is only compared with.
+
+    Not told apart is not as good: each such candidate comes with how far it is behind, and how far it may be.
 
     Args:
         standings: Of all candidates that have a score.
@@ -37,21 +40,31 @@ def recommend(standings: Sequence[Standing], metric: str, higher: bool) -> Recom
     last = [each for each in standings if each.share == share]
     field = [each for each in last if each.candidate.method != "full"] or last
     best = max(field, key=lambda each: each.worth)
-    tied = contenders(best, [each for each in field if each is not best])
-    simpler = sorted((each for each in tied if _simpler(each, best)), key=_effort)
+    others = [each for each in field if each is not best]
+    leads, tied = told_apart(best, others), contenders(best, others)
+    few = [each for each in tied if too_few_seeds(best, each)]
+    compared = [each for each in tied if each not in few]
+    simpler = sorted((each for each in compared if _simpler(each, best)), key=_effort)
     text = f"Take {_described(best, metric, higher)}."
-    others = [each.candidate.name for each in tied if each not in simpler]
-    if simpler:
-        names = _listed([each.candidate.name for each in simpler])
-        text += f" {names} {'is' if len(simpler) == 1 else 'are'} as good within the noise and simpler."
-    if others:
-        text += f" Not told apart from it: {_listed(others)}."
+    for said, those in (
+        ("Simpler, and not told apart from it", simpler),
+        ("Not told apart from it", [each for each in compared if each not in simpler]),
+        ("Too few seeds to tell", few),
+    ):
+        if those:
+            text += f" {said}: {_listed([_behind(each, leads[each.candidate.name]) for each in those])}."
     if len(field) > 1 and not tied:
         text += " It is told apart from everything else that was trained as long."
     text += _beside_full(best, last, higher)
     if share < 1:
         text += f" All this after {share:.0%} of the steps: give it more time to be surer."
     return Recommendation(text, best.candidate.name, [each.candidate.name for each in simpler])
+
+
+def _behind(other: Standing, lead: Interval) -> str:
+    """A name with how much worse it is on the mean, and at most by the interval."""
+    most = f", at most {lead.high:.3f}" if math.isfinite(lead.high) else ""
+    return f"{other.candidate.name} ({lead.mean:.3f} worse{most})"
 
 
 def _effort(standing: Standing) -> tuple[int, int]:
