@@ -35,6 +35,11 @@ def index() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _moved(method: type[Method]) -> str:
+    """How the learning rates move with the budget, where they do."""
+    return f" at 0.5 %, times (0.5 % / share)^{method.rate_power:g} elsewhere" if method.rate_power else ""
+
+
 def page(name: str, method: type[Method]) -> str:
     """Markdown: what a method does, how to call it, its settings."""
     text = getdoc(method) or ""
@@ -52,7 +57,7 @@ def page(name: str, method: type[Method]) -> str:
         f"paretune tune --model M --train T --validation V --method {name}{budget} --out RUN",
         "```",
         "",
-        f"`--lr sweep` tries {rates}."
+        f"`--lr sweep` tries {rates}{_moved(method)}."
         + ("" if method.sized else " Its size is its own: it takes no budget."),
     ]
     settings = list(fields(method))

@@ -2,7 +2,7 @@
 
 ``python -m experiments.adapeft`` writes ``docs/results/adapeft.jsonl`` and ``adapeft_choices.jsonl`` line by
 line (it can be killed and goes on), and ``adapeft.md`` after every part; its last line is JSON. Rates are
-tuned on held-out train under one seed at the middle budget, then fixed. The parts come in this order, so
+tuned on held-out train under seed 0 at each budget, then fixed. The parts come in this order, so
 that what is there at any time compares like with like: the fronts' methods at the middle budget, its
 controls, the other budgets, the stability of the choice, more seeds at the middle budget. Within a part all
 tasks and methods of one seed come before the next seed.
@@ -16,9 +16,8 @@ from typing import Any
 
 from experiments.adapeft_choices import compared, looks, run_looks
 from experiments.adapeft_page import page
-from experiments.runner import Job, best_rates, read, run
+from experiments.runner import FIRST_SEED, STEPS, Job, best_rates, rates_to_try, read, run
 from paretune.files import write_atomic
-from paretune.methods import METHODS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 Variant = tuple[str, str, str | None, dict[str, Any]]  # label, method, budget ("" for the job's), settings
@@ -105,19 +104,20 @@ def _scores(
 ) -> None:
     """Tune the rates that are not known yet, then score."""
     tuning = [
-        _job(task, variant, options.budgets[0], lr, options, steps=options.tuning_steps, split="heldout")
+        _job(task, variant, budget, lr, options, split="heldout")
+        for budget in budgets
         for variant in variants
         for task in tasks
-        for lr in METHODS[variant[1]].learning_rates
+        for lr in rates_to_try(variant[1], variant[3], budget if variant[2] == "" else variant[2])
     ]
     rates = best_rates(run(tuning, path))
     jobs = [
-        _job(task, variant, budget, rates[task, variant[0]], options, seed=seed, steps=options.steps)
+        _job(task, variant, budget, rates[place], options, seed=FIRST_SEED + seed)
         for seed in seeds
         for budget in budgets
         for variant in variants
         for task in tasks
-        if (task, variant[0]) in rates
+        if (place := (task, variant[0], budget if variant[2] == "" else variant[2])) in rates
     ]
     run(jobs, path)
     _write(options)
@@ -137,8 +137,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", default=["0.5%", "0.02%", "0.1%", "2%"], help="middle first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seeds-middle", type=int, default=5, help="at the middle budget")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--tuning-steps", type=int, default=150)
     parser.add_argument("--stability-seeds", type=int, default=2, help="0 leaves this part out")
     parser.add_argument("--samples", type=int, help="examples of a probe")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -157,7 +155,8 @@ def _job(
     label, method, own, settings = variant
     if method == "adapeft" and options.samples:
         settings = settings | {"samples": options.samples}
-    return Job(task, method, lr, budget if own == "" else own, settings, label=label, **rest)
+    own = budget if own == "" else own
+    return Job(task, method, lr, own, settings, steps=STEPS[task], label=label, **rest)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ BASE = "pretrained weights"
 def looks(task: str, seed: int, budget: str, samples: int | None) -> list[dict[str, Any]]:
     """What to look at under one seed: at the pretrained weights, at horizons, at shallow copies."""
     extra: dict[str, Any] = {"samples": samples} if samples else {}
-    settings = {BASE: {}}
+    settings: dict[str, dict[str, Any]] = {BASE: {}}
     settings |= {f"horizon {share:.0%}": {"horizon": share} for share in HORIZONS}
     settings |= {f"depth {depth:.0%}": {"probe_depth": depth} for depth in DEPTHS}
     return [

@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-METRICS = {"mrpc": "F1", "cola": "Matthews correlation", "stsb": "Spearman correlation"}
+from experiments.runner import metric_name
 
 
 def page(rows: list[dict[str, Any]], choices: dict[str, dict[str, list[float]]], middle: str) -> str:
@@ -12,20 +12,20 @@ def page(rows: list[dict[str, Any]], choices: dict[str, dict[str, list[float]]],
     Args:
         rows: Runs scored on validation.
         choices: Agreement by task and what differs.
-        middle: The budget that rates were tuned at.
+        middle: The budget of the choices.
     """
     steps = " or ".join(str(number) for number in sorted({row["steps"] for row in rows}))
     lines = [
         "# AdaPEFT: predicted and measured",
         "",
         f"Built-in encoder, {steps or 'no'} steps of 32 examples, bf16 autocast; rates swept on held-out",
-        f"train at {middle} (seed 0), then fixed. Score on validation times 100, mean (lowest to highest)",
+        "train at each budget (seed 0), then fixed. Score on validation times 100, mean (lowest to highest)",
         "over the seeds. The predicted gain is of the loss, summed over what is taken; the train loss is the",
         "last one logged.",
         "`python -m experiments.adapeft` makes this page.",
     ]
     for task in dict.fromkeys(row["task"] for row in rows):
-        lines += ["", f"## {task}, {METRICS.get(task, 'score')}", ""]
+        lines += ["", f"## {task}, {metric_name(task)}", ""]
         lines += ["| method | budget | trained | seeds | lr | predicted gain | train loss | score |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         of_task = [row for row in rows if row["task"] == task]

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import Job, best_rates, load_task, read, run
+from experiments.runner import FIRST_SEED, STEPS, Job, best_rates, load_task, metric_name, read, run
 from paretune.files import write_atomic
 from paretune.methods import METHODS
 from paretune.search.outcome import Outcome, stage_table
@@ -29,9 +29,8 @@ PUBLISHED = (
     "| T5 (the paper) | spindle | uniform | all "
     "| adapter+lora / adapter+prefix / adapter+prefix+bias / prefix+bias+lora | |"
 )
-FIRST_SEED = 100  # of the scores
 ROOT = Path(__file__).parents[1]
-METRIC_NAMES = {"mrpc": "F1", "cola": "Matthews", "stsb": "Spearman", "sst2": "accuracy"}
+STEPS_SAID = ", ".join(f"{STEPS[task]} ({task})" for task in ("mrpc", "cola", "sst2", "stsb"))
 # What is tuned of each single strategy beside its learning rate; sizes follow from the budget.
 SINGLES: dict[str, list[dict[str, Any]]] = {
     "adapter": [{"after": "mlp"}, {"after": "both"}],
@@ -74,9 +73,8 @@ def _run(options: argparse.Namespace, path: Path) -> None:
         ("full", "full", None, {}),
     ]
     tasks = list(dict.fromkeys([*options.search_tasks, *options.tasks]))
-    half = max(2, options.steps // 2)
     rates = [
-        Job(task, method, lr, budget, settings, steps=half, split="heldout", label=label)
+        Job(task, method, lr, budget, settings, steps=STEPS[task], split="heldout", label=label)
         for label, method, budget, settings in variants
         for task in tasks
         for lr in METHODS[method].learning_rates
@@ -89,16 +87,16 @@ def _run(options: argparse.Namespace, path: Path) -> None:
                 Job(
                     task,
                     method,
-                    best[task, label],
+                    best[task, label, budget],
                     budget,
                     settings,
                     seed=seed,
-                    steps=options.steps,
+                    steps=STEPS[task],
                     label=label,
                 )
                 for label, method, budget, settings in variants
                 for task in tasks
-                if (task, label) in best
+                if (task, label, budget) in best
             ],
             path,
         )
@@ -133,7 +131,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--search-tasks", nargs="+", default=["mrpc", "cola"])
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "cola", "sst2", "stsb"], help="to score on")
     parser.add_argument("--budget", default="0.5%")
-    parser.add_argument("--steps", type=int, default=250, help="of a whole training (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, help="of a search")
     parser.add_argument("--workers", type=int, default=1)
@@ -160,7 +157,7 @@ def _search(name: str, options: argparse.Namespace) -> dict[str, Any]:
         limits=Limits(options.trials, workers=options.workers),
         groups=options.groups,
         strategies=options.strategies,
-        recipe=Recipe(lr=1.0, steps=options.steps, precision="amp"),
+        recipe=Recipe(lr=1.0, steps=STEPS[name], precision="amp"),
         say=print,
         show=show,
     )
@@ -178,7 +175,7 @@ def _tune_singles(options: argparse.Namespace, path: Path, spent: float) -> list
     for name, grid in SINGLES.items():
         budget = options.budget if METHODS[name].sized else None
         jobs = [
-            Job(task, name, lr, budget, settings, [], seed, options.steps, "heldout", f"tune {name} {place}")
+            Job(task, name, lr, budget, settings, [], seed, STEPS[task], "heldout", f"tune {name} {place}")
             for seed in range(seeds)
             for task in options.search_tasks
             for place, settings in enumerate(grid)
@@ -221,9 +218,10 @@ def _page(
     lines = [
         "# PEFT design spaces",
         "",
-        f"Built-in encoder, {options.budget} of its weights, {options.steps} steps of 32 examples in a whole",
-        "training, bf16 autocast; `python -m experiments.design_space` makes this page. The searches scored",
-        "on held-out train only; no search and no learning-rate trial saw the seeds of the scores below.",
+        f"Built-in encoder, {options.budget} of its weights, bf16 autocast; whole trainings of",
+        f"{STEPS_SAID} steps of 32. The searches scored on held-out train only; no",
+        "search and no rate saw the seeds of the scores below.",
+        "`python -m experiments.design_space` makes this page.",
         "",
         "| searched on | trials | whole trainings | minutes | designs in the space |",
         "|---|---|---|---|---|",
@@ -249,7 +247,7 @@ def _page(
     lines += ["## Scores on validation", "", *_scores(rows, tasks), ""]
     for task, result in found.items():
         lines += [f"## The stages on {task}", "", "```"]
-        metric = METRIC_NAMES.get(task, "score")
+        metric = metric_name(task)
         lines += [stage_table(Outcome.from_document(stage), metric) for stage in result["stages"]]
         lines += ["```", "", "Found:", "", "```", json.dumps(result["design"], indent=1), "```", ""]
     return "\n".join(lines)
@@ -257,7 +255,7 @@ def _page(
 
 def _scores(rows: list[dict[str, Any]], tasks: list[str]) -> list[str]:
     """Mean (lowest to highest) over seeds, times 100, of every method on every task."""
-    heads = " | ".join(f"{task} {METRIC_NAMES.get(task, '')}".strip() for task in tasks)
+    heads = " | ".join(f"{task} {metric_name(task)}" for task in tasks)
     lines = [f"| method | trained | {heads} |", "|---|---|" + "---|" * len(tasks)]
     for label in dict.fromkeys(row["label"] for row in rows):
         cells, trained = [], 0

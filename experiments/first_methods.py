@@ -63,12 +63,21 @@ def main() -> None:
     rates = best_rates(read(path))
     if options.default_rates:
         rates = {
-            (task, label): middle(make_method(method, settings).learning_rates)
+            (task, label, budget): middle(make_method(method, settings).learning_rates)
             for task in options.tasks
-            for label, method, _, settings in chosen
+            for label, method, budget, settings in chosen
         }
     final = [
-        Job(task, method, rates[task, label], budget, settings, seed=seed, steps=steps[task], label=label)
+        Job(
+            task,
+            method,
+            rates[task, label, budget],
+            budget,
+            settings,
+            seed=seed,
+            steps=steps[task],
+            label=label,
+        )
         for seed in range(options.seeds)
         for task in options.tasks
         for label, method, budget, settings in chosen

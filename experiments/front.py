@@ -1,7 +1,7 @@
 """``auto`` against every single method with its own tuned rate, and against full fine-tuning.
 
 ``python -m experiments.front`` writes docs/results/front.md and front.jsonl; stopped, the same command goes
-on. Single methods get every one of their learning rates on held-out train (one seed, half the steps), then
+on. Single methods get every one of their learning rates on held-out train (seed 0), then
 the seeds of the report; the best of them is known in hindsight alone. ``auto`` is run anew under every seed
 of the report, its choice included, with six whole trainings each.
 """
@@ -15,7 +15,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import Job, append, best_rates, load_task, read, run
+from experiments.runner import (
+    FIRST_SEED,
+    STEPS,
+    Job,
+    Rates,
+    append,
+    best_rates,
+    load_task,
+    metric_name,
+    rates_to_try,
+    read,
+    run,
+)
 from paretune.errors import PareError
 from paretune.files import write_atomic
 from paretune.methods import METHODS
@@ -25,14 +37,12 @@ from paretune.search.field import read_method
 from paretune.tuning import Recipe
 
 ROOT = Path(__file__).parents[1]
-METRIC_NAMES = {"mrpc": "F1", "cola": "Matthews", "stsb": "Spearman", "qnli9k": "accuracy"}
 # LoRA over ranks is LoRA over budgets: its rank is solved from the budget, so targets are what is left.
 SINGLES = (
     "lora:targets=all",
     "lora:targets=attention",
     "lora:targets=peft",
     "lora:targets=all:rank=1",
-    "lora:targets=peft:rank=4",
     "adapter",
     "prefix",
     "bitfit",
@@ -53,13 +63,13 @@ def main() -> None:
     path = options.out / "front.jsonl"
     budgets = [(task, options.budget) for task in options.tasks]
     budgets += [(task, options.small) for task in options.small_tasks]
-    seeds = range(100, 100 + options.seeds)  # that no rate was settled under
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)  # that no rate was settled under
     for task, budget in budgets:
         rates = best_rates(run(_rate_jobs(task, budget, options), path))
         for seed in seeds:  # seed by seed, so that a page made meanwhile compares like with like
             _auto(task, budget, seed, options, path)
             run(_final_jobs(task, budget, seed, rates, options), path)
-        write_atomic(options.out / "front.md", page(read(path), budgets, options))
+        write_atomic(options.out / "front.md", page(read(path), budgets, options.methods))
     rows = [row for row in read(path) if row["split"] == "validation"]
     print(json.dumps({"runs": len(rows), "summary": summary(rows, budgets)}))
 
@@ -71,7 +81,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--small-tasks", nargs="*", default=["mrpc"], help="also at the small budget")
     parser.add_argument("--small", default="0.1%", help="(%(default)s)")
     parser.add_argument("--methods", nargs="+", default=list(SINGLES))
-    parser.add_argument("--steps", type=int, default=300, help="of a whole training (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "front")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
@@ -82,41 +91,53 @@ def _label(text: str, budget: str) -> str:
     return f"{text} {budget}"
 
 
-def _job(task: str, text: str, budget: str, lr: float, seed: int, steps: int, split: str) -> Job:
+def _asked(text: str, budget: str) -> str | None:
+    """The budget, for a method that has no size of its own."""
+    return budget if METHODS[read_method(text)[0]].sized else None
+
+
+def _rates_of(text: str, budget: str) -> tuple[float, ...]:
     name, settings = read_method(text)
-    asked = budget if METHODS[name].sized else None
-    return Job(
-        task, name, lr, asked, settings, seed=seed, steps=steps, split=split, label=_label(text, budget)
-    )
+    return rates_to_try(name, settings, _asked(text, budget))
+
+
+def _job(task: str, text: str, budget: str, lr: float, seed: int, split: str) -> Job:
+    name, settings = read_method(text)
+    asked, label = _asked(text, budget), _label(text, budget)
+    return Job(task, name, lr, asked, settings, seed=seed, steps=STEPS[task], split=split, label=label)
 
 
 def _rate_jobs(task: str, budget: str, options: argparse.Namespace) -> list[Job]:
     return [
-        _job(task, text, budget, lr, 0, max(2, options.steps // 2), "heldout")
+        _job(task, text, budget, lr, 0, "heldout")
         for text in options.methods
-        for lr in METHODS[read_method(text)[0]].learning_rates
+        for lr in _rates_of(text, budget)
     ]
 
 
 def _final_jobs(
-    task: str, budget: str, seed: int, rates: dict[tuple[str, str], float], options: argparse.Namespace
+    task: str,
+    budget: str,
+    seed: int,
+    rates: Rates,
+    options: argparse.Namespace,
 ) -> list[Job]:
     """Those whose rate is known: a method that no rate worked for has no score."""
     return [
-        _job(task, text, budget, rates[task, _label(text, budget)], seed, options.steps, "validation")
+        _job(task, text, budget, rates[place], seed, "validation")
         for text in options.methods
-        if (task, _label(text, budget)) in rates
+        if (place := (task, _label(text, budget), _asked(text, budget))) in rates
     ]
 
 
 def _auto(task: str, budget: str, seed: int, options: argparse.Namespace, path: Path) -> None:
     """One whole ``auto``, its line in the results file."""
     # Its rate is its own.
-    job = Job(task, AUTO, 0.0, budget, seed=seed, steps=options.steps, label=_label(AUTO, budget))
+    job = Job(task, AUTO, 0.0, budget, seed=seed, steps=STEPS[task], label=_label(AUTO, budget))
     if any(row["key"] == job.key for row in read(path)):
         return
-    out = options.runs / f"{task}-{budget}-{options.steps}-{seed}"
-    recipe = Recipe(lr=1.0, steps=options.steps, precision="amp")
+    out = options.runs / f"{task}-{budget}-{STEPS[task]}-{seed}"
+    recipe = Recipe(lr=1.0, steps=STEPS[task], precision="amp")
     try:
         result = auto(load_task(task, 0), out, budget=budget, recipe=recipe, seed=seed, say=print)
     except PareError as problem:
@@ -156,24 +177,24 @@ def _scores(rows: Sequence[dict[str, Any]], task: str, label: str) -> list[float
     ]
 
 
-def page(
-    rows: Sequence[dict[str, Any]], budgets: Sequence[tuple[str, str]], options: argparse.Namespace
-) -> str:
+def page(rows: Sequence[dict[str, Any]], budgets: Sequence[tuple[str, str]], methods: Sequence[str]) -> str:
     """The page of whatever there is."""
+    steps = ", ".join(f"{STEPS[task]} ({task})" for task in dict.fromkeys(task for task, _ in budgets))
     lines = [
         "# auto against every single method",
         "",
-        f"Built-in encoder, {options.steps} steps of 32 in a whole training, bf16 autocast. Mean (lowest to",
-        "highest, number of seeds) on validation, times 100. Every single method has its own learning rate,",
-        "the best of its four on held-out train at half the steps; `auto` chooses anew under each seed, with",
-        "six whole trainings in all. `python -m experiments.front` makes this page from front.jsonl.",
+        f"Built-in encoder, bf16 autocast, whole trainings of {steps} steps of 32. Mean",
+        "(lowest to highest, number of seeds) on validation, times 100. Every single method has its own",
+        "learning rate, the best of its four on held-out train (seed 0); `auto` chooses anew under each",
+        "seed, with six whole trainings in all.",
+        "`python -m experiments.front` makes this page from front.jsonl.",
         "",
     ]
     for budget in dict.fromkeys(budget for _, budget in budgets):
         tasks = [task for task, asked in budgets if asked == budget]
-        heads = " | ".join(f"{task} {METRIC_NAMES.get(task, 'score')}" for task in tasks)
+        heads = " | ".join(f"{task} {metric_name(task)}" for task in tasks)
         lines += [f"## At {budget}", "", f"| method | {heads} | mean |", "|---|" + "---|" * (len(tasks) + 1)]
-        for text in (AUTO, *options.methods):
+        for text in (AUTO, *methods):
             each = [_scores(rows, task, _label(text, budget)) for task in tasks]
             if any(each):
                 mean = statistics.mean(statistics.mean(scores) for scores in each) if all(each) else math.nan

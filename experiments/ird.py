@@ -2,7 +2,7 @@
 
 ``python -m experiments.ird`` writes ``docs/results/ird.jsonl`` line by line (it can be killed and goes on),
 then ``docs/results/ird.md``; its last line is JSON. Rates are tuned on held-out train under seed 0 at the
-middle n and the first budget, then fixed. ``--page-only`` writes the page from the runs that there are.
+middle n, budget by budget, then fixed. ``--page-only`` writes the page from the runs that there are.
 
 In every cell FISH sees n examples, or the n0 that IRD starts from; IRD ends with n. Readings of both:
 ``published`` is the papers'; ``default`` is what the methods do when nothing is set.
@@ -16,9 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import Job, best_rates, load_task, read, run
+from experiments.runner import STEPS, Job, Rates, best_rates, load_task, metric_name, rates_to_try, read, run
 from paretune.files import write_atomic
-from paretune.methods import METHODS, choose, make_method
+from paretune.methods import choose
 from paretune.plan import Plan
 from paretune.search.intervals import mean_interval
 
@@ -29,7 +29,7 @@ READINGS: dict[str, dict[str, Any]] = {
     "published": {"reading": "published"},
     "published, warm head": {"reading": "published", "warm_head": 60},
 }
-STEPS = {32: 3, 128: 3, 512: 2}  # halvings: 512 of train's 3,300 rows allow two
+HALVINGS = {32: 3, 128: 3, 512: 2}  # halvings: 512 of train's 3,300 rows allow two
 MIDDLE = 128
 RANDOM = "random"
 
@@ -37,8 +37,8 @@ RANDOM = "random"
 def settings_of(method: str, n: int, reading: str) -> tuple[str, dict[str, Any]]:
     """The method's name and settings of a contender in a cell."""
     if method == "ird":
-        return "ird", {"samples": n, "steps": STEPS[n], **READINGS[reading]}
-    samples = n if method == "fish n" else n * 2 ** STEPS[n]
+        return "ird", {"samples": n, "steps": HALVINGS[n], **READINGS[reading]}
+    samples = n if method == "fish n" else n * 2 ** HALVINGS[n]
     return "fish", {"samples": samples, **READINGS[reading]}
 
 
@@ -49,64 +49,66 @@ def main() -> None:
     """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "cola"])
-    parser.add_argument("--steps", nargs="+", type=int, default=[250, 400], help="one number a task")
-    parser.add_argument("--samples", nargs="+", type=int, default=sorted(STEPS))
-    parser.add_argument("--budgets", nargs="+", default=["0.5%", "0.2%", "0.05%"], help="first: most seeds")
+    parser.add_argument("--samples", nargs="+", type=int, default=sorted(HALVINGS))
+    parser.add_argument("--budgets", nargs="+", default=["0.5%", "0.2%", "0.05%"])
     parser.add_argument("--readings", nargs="+", default=list(READINGS)[:1], choices=list(READINGS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--more-seeds", type=int, default=5, help="at the first budget and the middle n")
+    parser.add_argument(
+        "--more-seeds", type=int, default=5, help="at the first of the budgets and the middle n"
+    )
     parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args()
-    steps = dict(zip(options.tasks, options.steps, strict=True))
     path = RESULTS / "ird.jsonl"
     if not options.page_only:
-        run(tuning(options, steps), path)
-        run(final(options, steps, best_rates(read(path))), path)
+        for budget in options.budgets:
+            run(tuning(options, budget), path)
+            run(final(options, budget, best_rates(read(path))), path)
         overlaps(options)
-    wanted = {job.key for job in final(options, steps, best_rates(read(path)))}
-    rows = [row for row in read(path) if row["key"] in wanted]
+    rows = reported(read(path), best_rates(read(path)))
     verdicts = write_page(rows, path)
     print(json.dumps({"runs": len(rows), "cells": verdicts}))
 
 
-def tuning(options: argparse.Namespace, steps: dict[str, int]) -> list[Job]:
-    """Rates of every contender at the middle n and the first budget."""
-    jobs, budget = [], options.budgets[0]
-    for task, reading in product(options.tasks, options.readings):
+def tuning(options: argparse.Namespace, budget: str) -> list[Job]:
+    """Rates of every contender at a budget and the middle n."""
+    contenders: list[tuple[str, str, dict[str, Any]]] = [(RANDOM, RANDOM, {})]
+    for reading in options.readings:
         for method in ("ird", "fish n"):
             name, settings = settings_of(method, MIDDLE, reading)
-            label = _label(name, reading)
-            jobs += [
-                Job(task, name, lr, budget, settings, steps=steps[task], split="heldout", label=label)
-                for lr in make_method(name, settings).learning_rates
-            ]
-    for task in options.tasks:
-        jobs += [
-            Job(task, RANDOM, lr, budget, steps=steps[task], split="heldout", label=RANDOM)
-            for lr in METHODS[RANDOM].learning_rates
-        ]
-    return jobs
+            contenders.append((_label(name, reading), name, settings))
+    return [
+        Job(task, name, lr, budget, settings, steps=STEPS[task], split="heldout", label=label)
+        for task in options.tasks
+        for label, name, settings in contenders
+        for lr in rates_to_try(name, settings, budget)
+    ]
 
 
-def final(
-    options: argparse.Namespace, steps: dict[str, int], rates: dict[tuple[str, str], float]
-) -> Iterable[Job]:
-    """Every cell under every seed: a seed is complete before the next begins."""
-    for seed in range(max(options.seeds, options.more_seeds)):
-        for task, budget in product(options.tasks, options.budgets):
-            more = seed < options.more_seeds and budget == options.budgets[0]
-            if seed >= options.seeds and not more:
+def final(options: argparse.Namespace, budget: str, rates: Rates) -> Iterable[Job]:
+    """Every cell of a budget under every seed: a seed is complete before the next begins."""
+    seeds = max(options.seeds, options.more_seeds) if budget == options.budgets[0] else options.seeds
+    for seed, task in product(range(seeds), options.tasks):
+        rate = rates[task, RANDOM, budget]
+        yield Job(task, RANDOM, rate, budget, seed=seed, steps=STEPS[task], label=RANDOM)
+        for n, reading in product(options.samples, options.readings):
+            if seed >= options.seeds and n != MIDDLE:
                 continue
-            rate = rates[task, RANDOM]
-            yield Job(task, RANDOM, rate, budget, seed=seed, steps=steps[task], label=RANDOM)
-            for n, reading in product(options.samples, options.readings):
-                if seed >= options.seeds and n != MIDDLE:
-                    continue
-                for method in CONTENDERS:
-                    name, settings = settings_of(method, n, reading)
-                    rate = rates[task, _label(name, reading)]
-                    label = f"{method}|{n}|{reading}"
-                    yield Job(task, name, rate, budget, settings, seed=seed, steps=steps[task], label=label)
+            for method in CONTENDERS:
+                name, settings = settings_of(method, n, reading)
+                rate = rates[task, _label(name, reading), budget]
+                label = f"{method}|{n}|{reading}"
+                yield Job(task, name, rate, budget, settings, seed=seed, steps=STEPS[task], label=label)
+
+
+def reported(rows: Iterable[dict[str, Any]], rates: Rates) -> list[dict[str, Any]]:
+    """The runs on validation at the best rate of their method, reading and budget."""
+
+    def best(row: dict[str, Any]) -> float | None:
+        reading = row["label"].rpartition("|")[2]
+        label = _label(row["method"], reading) if "|" in row["label"] else row["label"]
+        return rates.get((row["task"], label, row["budget"]))
+
+    return [row for row in rows if row["split"] == "validation" and row["lr"] == best(row)]
 
 
 def _label(method: str, reading: str) -> str:
@@ -145,15 +147,16 @@ def write_page(rows: list[dict[str, Any]], path: Path) -> dict[str, int]:
         "# IRD against FISH and random masks",
         "",
         "Built-in encoder, batches of 32, bf16 autocast; rates swept on held-out train (seed 0,",
-        f"n = {MIDDLE}, first budget), then fixed. Score times 100: F1 (mrpc), Matthews correlation (cola),",
-        "mean over seeds. n0 is what IRD starts from (8 n; 4 n for n = 512). Differences are paired by seed,",
-        "with their 95 % t interval; a cell is won or lost where the interval leaves zero out.",
+        f"n = {MIDDLE}) budget by budget, then fixed. Score times 100, mean over seeds. n0 is what",
+        "IRD starts from (8 n; 4 n for n = 512). Differences are paired by seed, with their 95 % t",
+        "interval; a cell is won or lost where the interval leaves zero out. Overlap: of IRD's mask",
+        "with FISH n's / FISH n0's.",
         "`python -m experiments.ird` makes this page from `ird.jsonl`.",
     ]
     keys = dict.fromkeys((row["task"], row["label"].split("|")[2]) for row in rows if "|" in row["label"])
     for task, reading in keys:
         here = [row for row in rows if row["task"] == task]
-        lines += ["", f"## {task}, {here[0]['steps']} steps, {reading}", "", *_HEADS]
+        lines += ["", f"## {task} ({metric_name(task)}), {here[0]['steps']} steps, {reading}", "", *_HEADS]
         cells = dict.fromkeys(
             (row["budget"], int(row["label"].split("|")[1])) for row in here if "|" in row["label"]
         )
@@ -171,6 +174,7 @@ def write_page(rows: list[dict[str, Any]], path: Path) -> dict[str, int]:
                 {},
             )
             lines.append(_cell(budget, n, scores, overlap, counts))
+        lines += ["", f"Learning rates: {_rates(here, reading)}."]
     lines += ["", f"IRD against FISH with n, over all cells: {_said(counts)}."]
     write_atomic(path.with_suffix(".md"), "\n".join(lines) + "\n")
     return counts
@@ -180,6 +184,15 @@ _HEADS = (
     "| budget | n | seeds | random | FISH n | FISH n0 | IRD | IRD - FISH n | IRD - FISH n0 | overlap |",
     "|---|---|---|---|---|---|---|---|---|---|",
 )
+
+
+def _rates(rows: list[dict[str, Any]], reading: str) -> str:
+    """The rates that the rows of a table were trained at, budget by budget."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["label"] == RANDOM or row["label"].endswith(f"|{reading}"):
+            found.setdefault(row["budget"], {})[row["method"]] = f"{row['method']} {row['lr']:g}"
+    return "; ".join(f"at {budget} {', '.join(found[budget].values())}" for budget in found)
 
 
 def _is(row: dict[str, Any], label: str, budget: str) -> bool:

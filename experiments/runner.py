@@ -2,14 +2,15 @@
 
 A job is one plan chosen, trained and scored under one seed. Its line in the results file holds the job
 itself, the scores, the logged losses, counts, seconds and versions. A line that a kill cut off is passed
-over, and its job runs again.
+over, and its job runs again. What another experiment has run already, whatever it calls it, is copied from
+the results file beside this one.
 """
 
 import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import torch
 
 from benchmarks.machine import builtin_encoder, describe
 from benchmarks.tables import append, read
+from paretune.budget import Budget
 from paretune.errors import BudgetError, DivergedError, PareError
-from paretune.methods import choose
+from paretune.methods import choose, learning_rates, make_method
 from paretune.plan import Plan
 from paretune.progress import set_quiet
 from paretune.search.trial import run_trial
@@ -29,6 +31,16 @@ from paretune.tuning import Recipe
 SHARED = Path(os.environ.get("PARETUNE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
 NOISE = 0.02  # scores of one seed differ by more than this under another
 METRICS = {"mrpc": "f1", "cola": "matthews", "stsb": "spearman"}
+METRIC_NAMES = {"mrpc": "F1", "cola": "Matthews correlation", "stsb": "Spearman correlation"}
+# One step budget for all experiments, so that they share their runs; the shortest texts have the most steps.
+STEPS = {"mrpc": 250, "cola": 400, "stsb": 250, "rte": 250, "sst2": 250, "qnli9k": 250}
+Rates = dict[tuple[str, str, str | None], float]  # by task, label and budget
+FIRST_SEED = 100  # of the reports: no rate and no search has seen it
+
+
+def metric_name(task: str) -> str:
+    """What a task's score is, in words."""
+    return METRIC_NAMES.get(task, "accuracy")
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,11 @@ class Job:
         """The job as text: equal jobs have equal keys."""
         return json.dumps(asdict(self), sort_keys=True)
 
+    @property
+    def training(self) -> str:
+        """The job without its label: what two experiments may call by different names."""
+        return replace(self, label="").key
+
 
 def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
     """Run what is not in the file yet, one line each as it finishes; all rows of the jobs.
@@ -74,16 +91,30 @@ def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
     set_quiet(True)
     jobs = list(jobs)
     done = {row["key"]: row for row in read(path)}
+    beside = _beside(path)
     for number, job in enumerate(jobs):
         if job.key in done:
             continue
-        row = {"key": job.key, **asdict(job), **_run(job), "machine": describe()}
+        row = beside.get(job.training) or _run(job) | {"machine": describe()}
+        row = row | {"key": job.key, **asdict(job)}
         done[job.key] = row
         append(row, path)
         score = row.get("score")
         said = row["failed"] if score is None else f"{score:.4f}"
         print(f"{number + 1}/{len(jobs)} {job.task} {job.label or job.method} {job.lr:g} s{job.seed}: {said}")
     return [done[job.key] for job in jobs]
+
+
+def _beside(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the other results files in the same folder, by training; each says whose it is."""
+    names = {each.name for each in fields(Job)}
+    return {
+        Job(**{name: row[name] for name in names}).training: row | {"run_for": other.stem}
+        for other in sorted(path.parent.glob("*.jsonl"))
+        if other != path
+        for row in read(other)
+        if names <= row.keys()
+    }
 
 
 @lru_cache(maxsize=4)
@@ -133,15 +164,22 @@ def _plan(job: Job, task: Task, model: torch.nn.Module) -> Plan:
     return choose(job.method, model, task, job.budget, seed=job.seed, exclude=job.exclude, **job.settings)
 
 
-def best_rates(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """By (task, label): the learning rate of the best held-out score.
+def rates_to_try(method: str, settings: dict[str, Any], budget: str | None) -> tuple[float, ...]:
+    """A method's learning rates at a budget, which is a share of the model."""
+    share = float(Budget.parse(budget).value) if budget else None
+    return learning_rates(make_method(method, settings), share)
+
+
+def best_rates(rows: Sequence[dict[str, Any]]) -> Rates:
+    """By (task, label, budget): the learning rate of the best held-out score.
 
     Scores within ``NOISE`` of the best count as equal under one seed; the lower held-out loss decides.
     """
-    tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    tried: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
     for row in rows:
         if row["split"] == "heldout" and "failed" not in row:
-            tried.setdefault((row["task"], row["label"] or row["method"]), []).append(row)
+            place = row["task"], row["label"] or row["method"], row["budget"]
+            tried.setdefault(place, []).append(row)
     return {place: _best(found)["lr"] for place, found in tried.items()}
 
 

@@ -132,7 +132,7 @@ def test_every_variant_is_a_method_with_those_settings():
 
 
 def test_the_page_of_auto_is_written_from_whatever_there_is():
-    options = argparse.Namespace(steps=300, methods=["random", "full"])
+    methods = ["random", "full"]
     budgets = [("mrpc", "0.5%"), ("cola", "0.5%"), ("mrpc", "0.1%")]
     rows = [
         row("mrpc", "auto 0.5%", "auto", "0.5%", 0.86, seed=100)
@@ -142,7 +142,7 @@ def test_the_page_of_auto_is_written_from_whatever_there_is():
         row("mrpc", "random 0.5%", "random", "0.5%", 0.99, seed=0, split="heldout"),
         failed("cola", "auto 0.5%", "auto", "0.5%", seed=100),
     ]
-    text = front.page(rows, budgets, options)
+    text = front.page(rows, budgets, methods)
     assert "| auto | 86.0 (86.0 to 86.0, 1) | none |  |" in text
     assert "| random | 83.0 (82.0 to 84.0, 2) | none |  |" in text
     assert "| mrpc | 100 | lora all 0.5% | 0.001 | 5.5 |" in text

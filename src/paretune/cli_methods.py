@@ -15,7 +15,8 @@ def print_methods() -> None:
         rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
         size = "fits any budget" if method.sized else "has its own size"
         _print(f"{name:<{NAME}}{method.summary}", 0)
-        _print(f"{size}; --lr sweep: {rates}", NAME + 2)
+        at = " at 0.5 %, higher below" if method.rate_power else ""
+        _print(f"{size}; --lr sweep: {rates}{at}", NAME + 2)
         settings = [f"{field.name}={field.default}" for field in fields(method)]  # type: ignore[arg-type]
         if settings:
             _print(f"--set {', '.join(settings)}", NAME + 2)

@@ -11,7 +11,7 @@ NAMES = ("head", "lora", "adapter", "random", "fish", "full")
 
 def candidate(method, budget="1%"):
     sized = method not in ("head", "full")
-    return Candidate(method, {}, budget if sized else None, None if method == "full" else budget)
+    return Candidate(method, {}, budget if sized else None, None if method == "full" else budget, 0.005)
 
 
 CANDIDATES = [candidate(method) for method in NAMES]

@@ -10,7 +10,7 @@ from paretune.search.front_table import NAME, _fitting
 def test_a_granularity_is_a_setting_of_a_candidate(method, kind):
     name, settings = read_method(f"{method}:granularity={kind}")
     assert (name, settings) == (method, {"granularity": kind})
-    candidate = Candidate(name, settings, "0.5%", "0.5%")
+    candidate = Candidate(name, settings, "0.5%", "0.5%", 0.005)
     assert candidate.name == f"{method} {kind} 0.5%"
     assert candidate.rates
 
@@ -35,5 +35,5 @@ def test_a_long_name_keeps_its_budget_in_the_table():
 
 def test_blocks_of_the_model_and_blocks_of_weights_have_two_names():
     fields = [read_method(f"fish:{setting}=blocks") for setting in ("within", "granularity")]
-    names = [Candidate(name, settings, "1%", "1%").name for name, settings in fields]
+    names = [Candidate(name, settings, "1%", "1%", 0.01).name for name, settings in fields]
     assert names == ["fish in blocks 1%", "fish blocks 1%"]

@@ -6,9 +6,10 @@ import torch
 
 from paretune.delta import Delta
 from paretune.errors import PareError
-from paretune.methods import METHODS, choose, make_method
+from paretune.methods import choose, learning_rates, make_method
+from paretune.plan import Plan
 from paretune.search.sweep import best_rate, sweep, sweep_table
-from paretune.search.tune import middle, rates_of, tune
+from paretune.search.tune import rates_of, tune
 from paretune.task import Task
 from paretune.tuning import Recipe
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
@@ -140,8 +141,8 @@ def test_ties_go_to_the_lower_loss(task):
 
 def test_sweep_and_default_rates(task, tmp_path):
     result = tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr="sweep")
-    assert result["lr"] in METHODS["random"].learning_rates
+    assert result["lr"] in rates_of(Plan.load(tmp_path / "run" / "plan"))
     model = task.load_model()
     for settings in ({}, {"reading": "published"}):
         plan = choose("fish", model, task, "3%", samples=16, exclude=["*query*"], **settings)
-        assert middle(rates_of(plan)) == make_method("fish", settings).learning_rates[2]
+        assert rates_of(plan) == learning_rates(make_method("fish", settings), plan.count / plan.weights)

@@ -2,7 +2,8 @@
 
 from paretune.methods.base import Choice, Method, Question
 from paretune.methods.choose import choose, make_method
+from paretune.methods.rates import learning_rates
 from paretune.methods.rechoose import rechoose
 from paretune.methods.registry import METHODS
 
-__all__ = ["METHODS", "Choice", "Method", "Question", "choose", "make_method", "rechoose"]
+__all__ = ["METHODS", "Choice", "Method", "Question", "choose", "learning_rates", "make_method", "rechoose"]

@@ -61,6 +61,7 @@ class AdaPeft:
     name: ClassVar[str] = "adapeft"
     summary: ClassVar[str] = "tensors of largest predicted gain, as a knapsack (AdaPEFT)"
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = True
 
     items: Level = "rows"

@@ -72,13 +72,15 @@ class Method(Protocol):
     Attributes:
         name: What people type.
         summary: One line for ``paretune methods``.
-        learning_rates: The range that is sensible for it, ascending; ``--lr sweep`` tries these.
+        learning_rates: The range that is sensible for it at 0.5 % of a model, ascending.
+        rate_power: How the range moves with the share, see :func:`paretune.methods.rates.learning_rates`.
         sized: Whether it fits itself into any budget (or has a size of its own).
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     learning_rates: ClassVar[tuple[float, ...]]
+    rate_power: ClassVar[float]
     sized: ClassVar[bool]
 
     def choose(self, question: Question) -> Choice:

@@ -40,6 +40,7 @@ class Designed:
     name: ClassVar[str] = "design"
     summary: ClassVar[str] = "a strategy mix for each group of blocks (PEFT design spaces)"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1e-3, 2e-3, 5e-3)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = True
 
     file: str | None = None
@@ -84,6 +85,7 @@ class S4:
     name: ClassVar[str] = "s4"
     summary: ClassVar[str] = "adapter, prefix, bias and lora mixed over four groups of blocks (S4)"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1e-3, 2e-3, 5e-3)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = True
 
     lora_targets: str = "auto"
@@ -110,6 +112,7 @@ class Adapter:
     name: ClassVar[str] = "adapter"
     summary: ClassVar[str] = "bottleneck adapters in every block"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1e-3, 2e-3, 5e-3)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = True
 
     after: str = "mlp"
@@ -137,6 +140,7 @@ class Prefix:
     name: ClassVar[str] = "prefix"
     summary: ClassVar[str] = "trained keys and values in every block (prefix tuning)"
     learning_rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2, 3e-2)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = True
 
     cross_attention: bool = False
@@ -159,6 +163,7 @@ class Bias:
     name: ClassVar[str] = "bias"
     summary: ClassVar[str] = "biases in every block; added ones where a model has none"
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = False
 
     def choose(self, question: Question) -> Choice:

@@ -10,6 +10,7 @@ from paretune.evidence.precision import Precision
 from paretune.methods.base import Choice, Question
 from paretune.methods.parts import dealt_choice, size_of_all
 from paretune.methods.ranking import Ranking
+from paretune.methods.rates import MASK_POWER
 
 DEFAULT_SAMPLES = 1024
 
@@ -38,6 +39,7 @@ class Fish(Ranking):
     name: ClassVar[str] = "fish"
     summary: ClassVar[str] = "single weights by Fisher information (FISH Mask)"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
+    rate_power: ClassVar[float] = MASK_POWER
     sized: ClassVar[bool] = True
 
     samples: int | None = None

@@ -9,6 +9,7 @@ from paretune.evidence.precision import Precision
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
 from paretune.methods.ranking import Ranking
+from paretune.methods.rates import MASK_POWER
 
 DEFAULT_SAMPLES = 1024
 
@@ -28,6 +29,7 @@ class Gradient(Ranking):
     name: ClassVar[str] = "gradient"
     summary: ClassVar[str] = "single weights by mean gradient"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
+    rate_power: ClassVar[float] = MASK_POWER
     sized: ClassVar[bool] = True
 
     samples: int | None = None

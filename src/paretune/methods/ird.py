@@ -24,6 +24,7 @@ from paretune.evidence.precision import Precision
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
 from paretune.methods.ranking import Ranking
+from paretune.methods.rates import MASK_POWER
 from paretune.methods.samples import describe_samples
 
 
@@ -60,6 +61,7 @@ class Ird(Ranking):
     name: ClassVar[str] = "ird"
     summary: ClassVar[str] = "samples and single weights chosen together by Fisher information (IRD)"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1e-2)
+    rate_power: ClassVar[float] = MASK_POWER
     sized: ClassVar[bool] = True
 
     samples: int | None = None

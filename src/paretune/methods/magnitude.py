@@ -8,6 +8,7 @@ import torch
 from paretune.evidence import top_k
 from paretune.methods.base import Choice, Question
 from paretune.methods.entries import entries
+from paretune.methods.rates import MASK_POWER
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Magnitude:
     name: ClassVar[str] = "magnitude"
     summary: ClassVar[str] = "single weights of largest (or smallest) magnitude"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1.5e-2)
+    rate_power: ClassVar[float] = MASK_POWER
     sized: ClassVar[bool] = True
 
     largest: bool = True

@@ -60,6 +60,7 @@ class Mixture:
     name: ClassVar[str] = "mixture"
     summary: ClassVar[str] = "entries, rows, vectors and added modules by predicted gain per weight"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1e-3, 2e-3, 5e-3)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = True
 
     entries: str = "1+4"

@@ -11,6 +11,7 @@ from paretune.errors import PareError
 from paretune.evidence.decreasing import of_pool
 from paretune.methods.base import Choice, Question
 from paretune.methods.ranking import Within, competing
+from paretune.methods.rates import MASK_POWER
 from paretune.methods.units import check_budget, check_granularity, fill
 from paretune.selection import Granularity, Selection, unit_bound
 
@@ -32,6 +33,7 @@ class Random:
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "single weights at random: the control"
     learning_rates: ClassVar[tuple[float, ...]] = (5e-4, 1.5e-3, 5e-3, 1.5e-2)
+    rate_power: ClassVar[float] = MASK_POWER
     sized: ClassVar[bool] = True
 
     within: Within = "blocks"

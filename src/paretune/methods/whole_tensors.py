@@ -16,6 +16,7 @@ class Full:
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "every weight (full fine-tuning)"
     learning_rates: ClassVar[tuple[float, ...]] = (2e-5, 5e-5, 1e-4, 2e-4)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = False
 
     def choose(self, question: Question) -> Choice:
@@ -30,6 +31,7 @@ class Head:
     name: ClassVar[str] = "head"
     summary: ClassVar[str] = "the task's new head alone, the model frozen"
     learning_rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2, 3e-2)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = False
 
     def choose(self, question: Question) -> Choice:
@@ -52,6 +54,7 @@ class BitFit:
     name: ClassVar[str] = "bitfit"
     summary: ClassVar[str] = "all bias terms (BitFit)"
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = False
 
     def choose(self, question: Question) -> Choice:
@@ -66,6 +69,7 @@ class Norm:
     name: ClassVar[str] = "norm"
     summary: ClassVar[str] = "the normalisation layers"
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = False
 
     def choose(self, question: Question) -> Choice:

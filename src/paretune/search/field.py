@@ -11,7 +11,7 @@ from torch import nn
 from paretune.anatomy import Anatomy
 from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
-from paretune.methods import METHODS, Question, make_method
+from paretune.methods import METHODS, Question, learning_rates, make_method
 from paretune.task import Task
 
 # The cheapest, the plainest added modules, the controls, what looks at the data, and the whole model.
@@ -41,12 +41,14 @@ class Candidate:
         settings: Its settings.
         budget: As typed; None for a method that has a size of its own.
         group: The budget it competes at; None for full fine-tuning, which has none.
+        share: Of the model's weights that it may train, which its learning rates follow.
     """
 
     method: str
     settings: dict[str, Any]
     budget: str | None
     group: str | None
+    share: float
 
     @property
     def label(self) -> str:
@@ -61,7 +63,7 @@ class Candidate:
     @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates that are sensible for it, ascending."""
-        return make_method(self.method, self.settings).learning_rates
+        return learning_rates(make_method(self.method, self.settings), self.share)
 
     @property
     def is_reference(self) -> bool:
@@ -178,7 +180,8 @@ def make_field(
                         reason = f"{name} trains {count:,} weights, above every budget given"
                         skipped.append(Skipped(name, parsed[-1].text, reason))
                         continue
-            candidates.append(Candidate(name, settings, budget, group))
+            share = (limit or parts.weights) / parts.weights
+            candidates.append(Candidate(name, settings, budget, group, share))
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

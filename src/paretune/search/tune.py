@@ -13,7 +13,7 @@ import torch
 from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
 from paretune.files import write_atomic
-from paretune.methods import METHODS, choose, make_method, rechoose
+from paretune.methods import METHODS, choose, learning_rates, make_method, rechoose
 from paretune.plan import Plan
 from paretune.search.sweep import best_rate, sweep, sweep_table
 from paretune.search.trial import run_trial
@@ -25,10 +25,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def rates_of(plan: Plan) -> tuple[float, ...]:
-    """The learning rates that suit a plan's method under its settings, ascending."""
+    """The learning rates that suit a plan's method under its settings and at its size, ascending."""
     kind = METHODS[plan.method]
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in plan.settings.items() if name in known}).learning_rates
+    method = kind(**{name: value for name, value in plan.settings.items() if name in known})
+    return learning_rates(method, plan.count / plan.weights if plan.weights else None)
 
 
 def middle(rates: Sequence[float]) -> float:
