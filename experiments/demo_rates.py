@@ -1,5 +1,7 @@
 """Learning rates of the demo: whole runs on train, scored on its held-out part.
 
+Rates beyond a method's range are asked for: ``--methods head --rates 0.1``, ``--methods lora --rates 5e-3``.
+
 ``python -m experiments.demo_rates`` writes ``docs/results/demo_rates.jsonl`` line by line (it can be killed
 and goes on) and prints the best rate of each method; its last line is JSON.
 """
@@ -9,7 +11,7 @@ import json
 from pathlib import Path
 
 from experiments.runner import read
-from paretune.demo import BUDGET, EPOCHS, RUNS
+from paretune.demo import BUDGET, EPOCHS, RUNS, SETTINGS
 from paretune.errors import DivergedError
 from paretune.methods import METHODS, choose
 from paretune.progress import set_quiet
@@ -48,7 +50,9 @@ def main() -> None:
 def _trial(task: Task, method: str, lr: float) -> dict[str, object]:
     """One whole run on train, scored on its held-out part."""
     model = task.load_model(seed=0)
-    plan = choose(method, model, task, None if method == "full" else BUDGET, seed=0)
+    plan = choose(
+        method, model, task, None if method == "full" else BUDGET, seed=0, **SETTINGS.get(method, {})
+    )
     row = {"method": method, "lr": lr, "epochs": EPOCHS, "data": task.fingerprint, "trained": plan.count}
     try:
         outcome = run_trial(model, task, plan, Recipe(lr=lr, epochs=EPOCHS, precision="amp"), seed=0)

@@ -32,10 +32,10 @@ SHARED = Path(os.environ.get("PARETUNE_SHARED", Path(__file__).parents[1] / ".."
 NOISE = 0.02  # scores of one seed differ by more than this under another
 METRICS = {"mrpc": "f1", "cola": "matthews", "stsb": "spearman"}
 METRIC_NAMES = {"mrpc": "F1", "cola": "Matthews correlation", "stsb": "Spearman correlation"}
-# One step budget for all experiments, so that they share their runs; the shortest texts have the most steps.
+# One step budget for all but first_methods, so that runs are shared; the shortest texts have most steps.
 STEPS = {"mrpc": 250, "cola": 400, "stsb": 250, "rte": 250, "sst2": 250, "qnli9k": 250}
 Rates = dict[tuple[str, str, str | None], float]  # by task, label and budget
-FIRST_SEED = 100  # of the reports: no rate and no search has seen it
+FIRST_SEED = 100  # of what adapeft, design_space and front report: no rate and no search has seen it
 
 
 def metric_name(task: str) -> str:

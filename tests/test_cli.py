@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from paretune.cli import BAD_INPUT, INTERRUPTED, OK, main
+from paretune.cli_front import task_words
 from paretune.delta import Delta
 from paretune.methods import METHODS
 from paretune.options import build_parser
@@ -138,6 +139,17 @@ def test_delta_merge_of_overlapping_heads_is_told_and_can_be_averaged(data, tmp_
     assert main(both) == OK
     assert main(["delta", "verify", str(tmp_path / "both.safetensors"), "--model", str(data / "bert")]) == OK
     assert main(both) == BAD_INPUT  # the file is there already
+
+
+def test_the_command_that_a_front_prints_is_one_that_tune_takes(data):
+    words = ["front", *task_options(data, validation=False), "--budgets", "1%", "--out", "front"]
+    said = task_words(build_parser().parse_args(words))
+    assert said[said.index("--validation") + 1] == "VALIDATION"
+    assert build_parser().parse_args(["tune", *said, "--method", "head", "--out", "run"]).max_length == 32
+    given = ["front", *task_options(data), "--budgets", "1%", "--out", "front"]
+    assert "VALIDATION" not in task_words(build_parser().parse_args(given))
+    hub = ["front", "--model", "m", "--train", "name:config:train", "--budgets", "1%", "--out", "front"]
+    assert "--validation" not in task_words(build_parser().parse_args(hub))
 
 
 def test_methods_lists_every_method_with_its_settings(capsys):

@@ -41,7 +41,7 @@ def story(tmp_path_factory):
         patch.setattr(demo, "BUDGET", "10%")
         patch.setattr(demo, "EPOCHS", 1)
         patch.setattr(demo, "FRONT_STEPS", 4)
-        patch.setattr(demo, "MORE", {"ird": ("--set", "samples=4")})
+        patch.setattr(demo, "SETTINGS", {"ird": {"samples": 4}})
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             demo.run(root / "out")
         yield root, printed.getvalue(), calls

@@ -44,8 +44,8 @@ def test_make_targets_exist():
 
 def test_shell_commands_run(here):
     for words in commands():
-        if words[0] == "paretune":
-            assert main(words[1:]) == OK, words
+        if words[0] == "paretune":  # half a percent of the tiny model holds no LoRA
+            assert main(["5%" if word == "0.5%" else word for word in words[1:]]) == OK, words
 
 
 def test_python_blocks_run(here):

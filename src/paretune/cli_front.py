@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -55,10 +56,15 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
 
 
 def task_words(options: Namespace) -> list[str]:
-    """The words that name the model and the data, for commands that train something again."""
+    """The words that name the model and the data, for commands that train something again.
+
+    ``tune`` scores on validation: where a front was given none, the word stands for it.
+    """
     words: list[str] = []
     for name in (*_TASK, *_DEFAULTS):
         value = getattr(options, name)
+        if name == "validation" and value is None and Path(options.train).exists():
+            value = "VALIDATION"  # a data set on the Hub may have its own
         if value is not None and value != _DEFAULTS.get(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--text", *options.text] if options.text else []

@@ -15,7 +15,7 @@ def print_methods() -> None:
         rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
         size = "fits any budget" if method.sized else "has its own size"
         _print(f"{name:<{NAME}}{method.summary}", 0)
-        at = " at 0.5 %, higher below" if method.rate_power else ""
+        at = " at 0.5 %, higher below, lower above" if method.rate_power else ""
         _print(f"{size}; --lr sweep: {rates}{at}", NAME + 2)
         settings = [f"{field.name}={field.default}" for field in fields(method)]  # type: ignore[arg-type]
         if settings:

@@ -42,7 +42,8 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("adapeft", "3e-3"),
     ("s4", "5e-3"),
 )
-MORE = {"ird": ("--set", "samples=64")}  # it starts from eight times as many, half of what fish looks at
+# IRD starts from eight times as many examples, which is half of what fish looks at.
+SETTINGS: dict[str, dict[str, int]] = {"ird": {"samples": 64}}
 FRONT = ("lora", "random")  # against each other under several seeds, at the end
 FRONT_STEPS, FRONT_TRIALS, FRONT_SEEDS = 40, 12, 3  # a whole training there; in all; of what goes to the end
 MAPPED = ("fish", "adapeft", "s4")  # whose plans are shown
@@ -110,7 +111,7 @@ def _shown(plan: Plan) -> str:
 def _tune(method: str, rate: str, model: Path, files: tuple[Path, Path], out: Path) -> dict[str, Any]:
     """Show a command, run it in a process of its own, and read its result."""
     lines = (
-        ["--method", method, *MORE.get(method, ()), "--budget", BUDGET],
+        ["--method", method, *_set(method), "--budget", BUDGET],
         ["--lr", rate, "--epochs", str(EPOCHS), *_precision()],
         ["--train", str(files[0]), "--validation", str(files[1])],
         ["--out", str(out)],
@@ -134,6 +135,12 @@ def _front(model: Path, files: tuple[Path, Path], out: Path) -> None:
     print(f"\n$ {shown}", flush=True)
     call(["front", "--model", str(model), *itertools.chain(*lines)])
     print(f"\n{candidate_table(read_front(out))}", flush=True)
+
+
+def _set(method: str) -> list[str]:
+    """A method's settings, as one types them."""
+    words = [f"{name}={value}" for name, value in SETTINGS.get(method, {}).items()]
+    return ["--set", *words] if words else []
 
 
 def _precision() -> list[str]:

@@ -75,7 +75,7 @@ def build_parser() -> Parser:
         return commands.add_parser(name, help=text, description=text)
 
     demo = add("demo", "The whole story on built-in data, in minutes on two cores.")
-    _output(demo, default="runs/demo")
+    _output(demo, default="runs/demo", prints=False)
     choose = add("choose", "Make a plan and look at it; nothing trains.")
     _task(choose)
     _method(choose)
@@ -107,7 +107,7 @@ def _task(parser: Parser) -> None:
     group.add_argument(
         "--train", required=True, help="JSON lines, CSV, TSV or Parquet file, or a Hub data set"
     )
-    group.add_argument("--validation", help="scored once, at the end")
+    group.add_argument("--validation", help="scored once, at the end, by tune")
     group.add_argument(
         "--kind", help="classification, regression, causal-lm or seq2seq (default: from the data)"
     )
@@ -220,12 +220,13 @@ def _recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
 
 
-def _output(parser: Parser, default: str | None = None, required: bool = True) -> None:
+def _output(parser: Parser, default: str | None = None, required: bool = True, prints: bool = True) -> None:
     group = parser.add_argument_group("output")
     text = "a folder" + (f" ({default})" if default else "")
     group.add_argument("--out", type=Path, required=required and not default, default=default, help=text)
     group.add_argument("--quiet", action="store_true", help="no progress bars")
-    group.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    if prints:
+        group.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
 
 
 def _delta(parser: Parser) -> None:

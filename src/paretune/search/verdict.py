@@ -1,7 +1,7 @@
 """The recommendation: one plain sentence, with its uncertainty."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from paretune.search.front_file import Recommendation
 from paretune.search.intervals import Interval
@@ -52,7 +52,7 @@ def recommend(standings: Sequence[Standing], metric: str, higher: bool) -> Recom
         ("Too few seeds to tell", few),
     ):
         if those:
-            text += f" {said}: {_listed([_behind(each, leads[each.candidate.name]) for each in those])}."
+            text += f" {said}: {_listed([_behind(each, leads, each not in few) for each in those])}."
     if len(field) > 1 and not tied:
         text += " It is told apart from everything else that was trained as long."
     text += _beside_full(best, last, higher)
@@ -61,9 +61,10 @@ def recommend(standings: Sequence[Standing], metric: str, higher: bool) -> Recom
     return Recommendation(text, best.candidate.name, [each.candidate.name for each in simpler])
 
 
-def _behind(other: Standing, lead: Interval) -> str:
-    """A name with how much worse it is on the mean, and at most by the interval."""
-    most = f", at most {lead.high:.3f}" if math.isfinite(lead.high) else ""
+def _behind(other: Standing, leads: Mapping[str, Interval], trusted: bool) -> str:
+    """A name with how much worse it is on the mean, and at most where the interval is trusted."""
+    lead = leads[other.candidate.name]
+    most = f", at most {lead.high:.3f}" if trusted else ""
     return f"{other.candidate.name} ({lead.mean:.3f} worse{most})"
 
 
