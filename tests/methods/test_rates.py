@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretune.methods import METHODS, learning_rates, make_method
+from paretune.methods.rates import SMALLEST
 
 MASKS = ("random", "magnitude", "gradient", "fish", "ird")
 
@@ -17,14 +18,26 @@ def test_the_range_is_for_half_a_percent(name):
     assert bool(method.rate_power) == (name in MASKS)
 
 
-@given(share=st.floats(1e-6, 1.0), further=st.floats(1.5, 100.0))
+@given(share=st.floats(SMALLEST, 1.0), to=st.floats(0.0, 1.0))
 @pytest.mark.parametrize("name", MASKS)
-def test_fewer_weights_get_larger_steps(name, share, further):
+def test_fewer_weights_get_larger_steps(name, share, to):
     method = METHODS[name]()
+    further = (share / SMALLEST) ** to  # at most down to the smallest share that was measured
     rates, below = learning_rates(method, share), learning_rates(method, share / further)
     assert list(rates) == sorted(set(rates))
     for rate, larger in zip(rates, below, strict=True):
         assert larger / rate == pytest.approx(further**method.rate_power, rel=0.11)  # two digits each
+
+
+@given(share=st.floats(0.0, 1e9))
+@pytest.mark.parametrize("name", METHODS)
+def test_rates_stay_within_those_of_the_shares_that_were_measured(name, share):
+    method = METHODS[name]()
+    low, high = learning_rates(method, 1.0), learning_rates(method, SMALLEST)
+    rates = learning_rates(method, share)
+    assert all(a <= b <= c < 1 for a, b, c in zip(low, rates, high, strict=True))
+    if not SMALLEST < share < 1.0:
+        assert rates == (high if share <= SMALLEST else low)
 
 
 def test_all_weights_get_about_the_steps_of_full_fine_tuning():
