@@ -149,6 +149,8 @@ def test_bad_requests_leave_no_folder(task, tmp_path):
         ("three", {}, "cannot read budget"),
         ("10", {}, r"no design .* raise the budget"),
         ("10%", {"settings": {"lora": {"targets": "most"}}}, "targets 'most'"),
+        ("10%", {"rates": (1e-3, 0.0)}, "lr is 0.0"),
+        ("10%", {"rates": (float("nan"),)}, "lr is nan"),
     ]:
         with pytest.raises(PareError, match=said):
             search(task, budget, tmp_path / "run", **SMALL | {"strategies": ("lora",)} | changed)

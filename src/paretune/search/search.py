@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ def search(
     """
     out, limits, recipe = Path(out), limits or Limits(), recipe or Recipe(lr=1.0)
     Budget.parse(budget)
+    for rate in rates:
+        replace(recipe, lr=rate)  # refuses one that cannot be
     task.rows("heldout")
     model = task.load_model(seed=seed, dtype=recipe.dtype)
     prices = read_prices(model, task, budget, head=head, exclude=exclude, settings=settings)
