@@ -105,6 +105,60 @@ def test_nothing_is_written_for_a_request_that_cannot_work(task, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("lr", [0, -1e-3, float("nan"), float("inf"), "swep"])
+def test_a_rate_that_cannot_be_is_refused_before_anything_is_loaded(task, tmp_path, monkeypatch, lr):
+    monkeypatch.setattr(type(task), "load_model", None)
+    with pytest.raises(PareError, match="lr "):
+        tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=lr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_one_process_trains_in_a_folder(task, tmp_path):
+    def other(_):
+        with pytest.raises(PareError, match=r"run: another process is training here; wait for it"):
+            tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2)
+        said.append(True)
+
+    said = []
+    first = tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2, say=other)
+    assert said
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "delta.safetensors",
+        "plan",
+        "request.json",
+        "result.json",
+    ]
+    again = tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2)
+    assert again == json.loads(json.dumps(first))
+
+
+def test_the_processes_of_one_distributed_run_share_the_folder(task, tmp_path, monkeypatch):
+    def other(_):
+        monkeypatch.setenv("RANK", "1")
+        tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2)
+        monkeypatch.setenv("RANK", "0")
+
+    monkeypatch.setenv("RANK", "0")
+    tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2, say=other)
+
+
+@pytest.mark.parametrize("lr", [None, "sweep"])
+def test_an_interrupted_run_keeps_its_rate_when_the_defaults_change(task, tmp_path, monkeypatch, lr):
+    class StopError(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise StopError
+
+    with monkeypatch.context() as patched:  # with checkpoints, before it is finished
+        patched.setattr("paretune.delta.Delta.with_info", stop)
+        with pytest.raises(StopError):
+            tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=lr)
+    before = json.loads((tmp_path / "run/lr.json").read_text())["lr"]
+    monkeypatch.setattr("paretune.search.tune.rates_of", lambda plan: (0.5, 0.6, 0.7))
+    assert tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=lr)["lr"] == before
+
+
 def test_a_sweep_keeps_its_table_and_repeats_nothing(task, tmp_path, monkeypatch):
     model = task.load_model()
     from paretune.methods import choose
@@ -146,3 +200,16 @@ def test_sweep_and_default_rates(task, tmp_path):
     for settings in ({}, {"reading": "published"}):
         plan = choose("fish", model, task, "3%", samples=16, exclude=["*query*"], **settings)
         assert rates_of(plan) == learning_rates(make_method("fish", settings), plan.count / plan.weights)
+
+
+def test_rates_follow_the_share_without_the_head_under_either_rule(task):
+    model = task.load_model()
+    inside = choose("random", model, task, "100", head="inside")
+    beside = inside.count - inside.head_count
+    outside = choose("random", model, task, str(beside))
+    assert 0 < beside < inside.count
+    assert (
+        rates_of(inside)
+        == rates_of(outside)
+        == learning_rates(make_method("random"), beside / inside.weights)
+    )

@@ -4,7 +4,6 @@ One process writes it. A trial is in it once; a finished one is found again by i
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from paretune.errors import PareError
 from paretune.search.jobs import Job, Scored
+from paretune.search.lock import Lock
 
 try:
     import optuna
@@ -41,16 +41,8 @@ class Book:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], higher: bool = True) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._handle = path.with_suffix(".lock").open("w")
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._handle.close()
-            raise PareError(
-                f"{path.parent}: another process is searching here; wait for it, or give another --out"
-            ) from None
+        self._lock = Lock(path.with_suffix(".lock"), "searching")
         try:
             self._open(identity, higher)
         except BaseException:
@@ -59,7 +51,7 @@ class Book:
 
     def close(self) -> None:
         """Let another process have it."""
-        self._handle.close()
+        self._lock.close()
 
     def _open(self, identity: Mapping[str, Any], higher: bool) -> None:
         logging.getLogger("optuna").setLevel(logging.WARNING)

@@ -1,20 +1,20 @@
 """``tune``: choose, train, score, and save the delta, in one resumable run folder."""
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
-from paretune.files import write_atomic
 from paretune.methods import METHODS, choose, learning_rates, make_method, rechoose
 from paretune.plan import Plan
+from paretune.search.run_folder import RunFolder
 from paretune.search.sweep import best_rate, sweep, sweep_table
 from paretune.search.trial import run_trial
 from paretune.task import Task
@@ -25,11 +25,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def rates_of(plan: Plan) -> tuple[float, ...]:
-    """The learning rates that suit a plan's method under its settings and at its size, ascending."""
+    """The learning rates that suit a plan's method under its settings and at its size, ascending.
+
+    The size is without the head, under either head rule: its weights do not thin out a mask's.
+    """
     kind = METHODS[plan.method]
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     method = kind(**{name: value for name, value in plan.settings.items() if name in known})
-    return learning_rates(method, plan.count / plan.weights if plan.weights else None)
+    count = sum(s.count for s in plan.selections) + sum(a.count for a in plan.additions)
+    return learning_rates(method, count / plan.weights if plan.weights else None)
 
 
 def middle(rates: Sequence[float]) -> float:
@@ -58,11 +62,13 @@ def tune(
 ) -> dict[str, Any]:
     """Choose what to train, train it, score it once on validation, and write everything into a folder.
 
-    The folder holds ``request.json`` (what was asked), ``plan/``, ``sweep.json`` (with ``lr="sweep"``),
-    checkpoints while it trains, ``delta.safetensors``, ``result.json``, and ``logs/`` with what TensorBoard
-    reads (``report_to="tensorboard"``). With ``reselect`` the plan that
-    training begins with is in ``first-plan/``, and the last one, the delta's, in ``plan/`` at the end. Called
-    again with the same request, a finished run is read back and an interrupted one goes on where it was.
+    The folder holds ``request.json`` (what was asked), ``plan/``, ``lr.json`` (the learning rate, where no
+    number was asked for), ``sweep.json`` (with ``lr="sweep"``), checkpoints while it trains,
+    ``delta.safetensors``, ``result.json``, and ``logs/`` with what TensorBoard reads
+    (``report_to="tensorboard"``). With ``reselect`` the plan that training begins with is in
+    ``first-plan/``, and the last one, the delta's, in ``plan/`` at the end. Called again with the same
+    request, a finished run is read back and an interrupted one goes on where it was. One process at a time
+    trains in a folder.
 
     Args:
         task: The data, with a validation part.
@@ -87,10 +93,15 @@ def tune(
         The content of ``result.json``.
 
     Raises:
-        PareError: Anything about the request that cannot work, before work is spent where that can be known.
+        PareError: Anything about the request that cannot work, before work is spent where that can be known;
+            or another process trains in the folder.
     """
     out = Path(out)
     recipe = recipe or Recipe(lr=1.0)
+    if isinstance(lr, str) and lr != "sweep":
+        raise PareError(f"lr {lr!r}: give a number such as 1e-3, or 'sweep'")
+    if not (lr is None or isinstance(lr, str)):
+        recipe = replace(recipe, lr=lr)  # refuses a number that cannot be one
     method = plan.method if plan else method
     make_method(method, settings)  # a typo is told before anything is loaded
     if budget is not None:
@@ -113,111 +124,94 @@ def tune(
         "reselect": reselect,
         "recipe": {name: value for name, value in asdict(recipe).items() if name != "lr"},
     }
-    finished = _finished(out, request, tuple(chosen_by or ()))
-    if finished:
-        return finished
+    folder = RunFolder(out, request, tuple(chosen_by or ()))
+    with folder.held() as finished:
+        if finished:
+            return finished
 
-    model = task.load_model(seed=seed, dtype=recipe.dtype)
-    start = time.perf_counter()
-    begun = out / ("first-plan" if again else "plan")
-    if (begun / "plan.json").exists():
-        plan = Plan.load(begun)
-    elif plan is None:
-        plan = choose(
-            method,
+        model = task.load_model(seed=seed, dtype=recipe.dtype)
+        start = time.perf_counter()
+        begun = out / ("first-plan" if again else "plan")
+        if (begun / "plan.json").exists():
+            plan = Plan.load(begun)
+        elif plan is None:
+            plan = choose(
+                method,
+                model,
+                task,
+                budget,
+                seed=seed,
+                head=head,
+                exclude=exclude,
+                delta_dtype=DTYPES[delta_dtype] if delta_dtype else None,
+                **(settings or {}),
+            )
+        if again:
+            again.refuse(plan)
+        folder.begin()
+        plan.save(begun)
+        say(plan)
+        seconds = {"choose": time.perf_counter() - start}
+
+        start = time.perf_counter()
+        if lr is None:
+            recipe = replace(recipe, lr=folder.rate(lambda: middle(rates_of(plan))))
+        elif lr == "sweep":
+            find = partial(_swept, model, task, plan, recipe, seed, out / "sweep.json", again, say)
+            recipe = replace(recipe, lr=folder.rate(find))
+        seconds["sweep"] = time.perf_counter() - start
+
+        outcome = run_trial(
             model,
             task,
-            budget,
+            plan,
+            recipe,
             seed=seed,
-            head=head,
-            exclude=exclude,
-            delta_dtype=DTYPES[delta_dtype] if delta_dtype else None,
-            **(settings or {}),
+            split="validation",
+            output_dir=out / "checkpoints",
+            values=DTYPES[delta_dtype] if delta_dtype else None,
+            reselect=again,
+            **train_settings,
         )
-    if again:
-        again.refuse(plan)
-    write_atomic(out / "request.json", json.dumps(request, indent=1, sort_keys=True))
-    plan.save(begun)
-    say(plan)
-    seconds = {"choose": time.perf_counter() - start}
-
-    start = time.perf_counter()
-    if lr == "sweep":
-        rates = rates_of(plan)
-        table = out / "sweep.json"
-        rows = sweep(model, task, plan, recipe, rates, seed=seed, table=table, reselect=again)
-        recipe = replace(recipe, lr=best_rate(rows, task))
-        say(sweep_table(rows, task.metric, recipe.lr))
-    else:
-        recipe = replace(recipe, lr=middle(rates_of(plan)) if lr is None else lr)
-    seconds["sweep"] = time.perf_counter() - start
-
-    outcome = run_trial(
-        model,
-        task,
-        plan,
-        recipe,
-        seed=seed,
-        split="validation",
-        output_dir=out / "checkpoints",
-        values=DTYPES[delta_dtype] if delta_dtype else None,
-        reselect=again,
-        **train_settings,
-    )
-    if again:
-        outcome.plan.save(out / "plan")
-    delta = outcome.delta.with_info(scores=outcome.scores, lr=recipe.lr, budget=plan.asked)
-    delta.save(out / "delta.safetensors")
-    result = {
-        "method": method,
-        "metric": task.metric,
-        "score": outcome.scores[task.metric],
-        "scores": outcome.scores,
-        "trained": plan.count,
-        "head": plan.head_count,
-        "budget": plan.asked,
-        "lr": recipe.lr,
-        "steps": outcome.training.steps,
-        "losses": outcome.training.losses,
-        "seconds": seconds | {"train": outcome.training.seconds, "score": outcome.seconds_scoring},
-        "peak_bytes": outcome.peak_bytes,
-        "delta_bytes": (out / "delta.safetensors").stat().st_size,
-        "seed": seed,
-        "versions": plan.versions,
-        "device": str(next(model.parameters()).device),
-        **(chosen_by or {}),
-    }
-    write_atomic(out / "result.json", json.dumps(result, indent=1))
-    _tidy(out / "checkpoints", logs=out / "logs")
-    return result
+        if again:
+            outcome.plan.save(out / "plan")
+        delta = outcome.delta.with_info(scores=outcome.scores, lr=recipe.lr, budget=plan.asked)
+        delta.save(out / "delta.safetensors")
+        result = {
+            "method": method,
+            "metric": task.metric,
+            "score": outcome.scores[task.metric],
+            "scores": outcome.scores,
+            "trained": plan.count,
+            "head": plan.head_count,
+            "head_rule": plan.head_rule,
+            "budget": plan.asked,
+            "lr": recipe.lr,
+            "steps": outcome.training.steps,
+            "losses": outcome.training.losses,
+            "seconds": seconds | {"train": outcome.training.seconds, "score": outcome.seconds_scoring},
+            "peak_bytes": outcome.peak_bytes,
+            "delta_bytes": (out / "delta.safetensors").stat().st_size,
+            "seed": seed,
+            "versions": plan.versions,
+            "device": str(next(model.parameters()).device),
+            **(chosen_by or {}),
+        }
+        folder.finish(result)
+        return result
 
 
-def _tidy(checkpoints: Path, logs: Path) -> None:
-    """Drop the checkpoints; what ``report_to`` wrote beside them is kept."""
-    if (checkpoints / "runs").exists():
-        shutil.rmtree(logs, ignore_errors=True)
-        (checkpoints / "runs").rename(logs)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def _finished(out: Path, request: dict[str, Any], beside: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The result when the folder holds this request, finished; None when it is to be begun or gone on with.
-
-    Raises:
-        PareError: The folder holds another run, or something else.
-    """
-    path = out / "request.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        differing = sorted(key for key in request if before.get(key) != json.loads(json.dumps(request[key])))
-        if differing:
-            key = differing[0]
-            raise PareError(
-                f"{out} holds another run ({key} was {before.get(key)!r}, now {request[key]!r}); "
-                "give another --out, or remove that folder"
-            )
-        result = out / "result.json"
-        return json.loads(result.read_text()) if result.exists() else None
-    if out.exists() and any(entry.name not in beside for entry in out.iterdir()):
-        raise PareError(f"{out} is not empty and holds no run; give another --out")
-    return None
+def _swept(
+    model: nn.Module,
+    task: Task,
+    plan: Plan,
+    recipe: Recipe,
+    seed: int,
+    table: Path,
+    again: Reselection | None,
+    say: Callable[[object], None],
+) -> float:
+    rows = sweep(model, task, plan, recipe, rates_of(plan), seed=seed, table=table, reselect=again)
+    best = best_rate(rows, task)
+    say(sweep_table(rows, task.metric, best))
+    return best
