@@ -29,6 +29,7 @@ class Planted:
         impossible: By method, why it cannot be.
         refused: By method, a refusal.
         good: By method, its score.
+        fails: By (method, share, seed), a cause and details.
     """
 
     log: Path
@@ -41,6 +42,7 @@ class Planted:
     impossible: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     good: dict[str, float] = field(default_factory=lambda: GOOD)
+    fails: dict[tuple, tuple] = field(default_factory=dict)
 
     def __call__(self, spec):
         method, lr, share, seed = (spec[name] for name in ("method", "lr", "share", "seed"))
@@ -53,6 +55,9 @@ class Planted:
             raise PareError(self.refused[method])
         if method in self.impossible:
             return Scored(None, 0.01, 0.0, self.impossible[method], details={"impossible": True})
+        if (method, share, seed) in self.fails:
+            failed, more = self.fails[method, share, seed]
+            return Scored(None, 0.01, 0.01, failed, details=more)
         details = {
             "plan": method,
             "trained": TRAINED[method],

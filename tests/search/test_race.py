@@ -1,12 +1,14 @@
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from paretune.errors import PareError
 from paretune.methods import METHODS
-from paretune.search.ladder import FRONT_LADDERS
+from paretune.search.ladder import AUTO_LADDERS, FRONT_LADDERS
 from paretune.search.ration import Limits
+from paretune.search.verdict import recommend
 from tests.processes import start
 from tests.search.planted import GOOD, Planted, calls
 from tests.search.race_help import CANDIDATES, NAMES, candidate, race
@@ -57,6 +59,74 @@ def test_equal_candidates_get_more_seeds_and_different_ones_do_not(tmp_path):
     tied = race(tmp_path / "equal", equal, candidates=two)
     assert max(spec.seed for spec, _ in tied.results.values()) > 2
     assert 20 < tied.spent.equivalents <= 25
+
+
+FEW = [candidate(name) for name in ("fish", "random", "lora")]
+
+
+def test_a_seed_that_diverges_costs_the_worst_score(tmp_path):
+    fails = {("fish", 1.0, 1): ("diverged: nan", {})}
+    diverging = Planted(tmp_path / "log", fails=fails, noise=0.001)
+    made = race(tmp_path, diverging, candidates=FEW, limits=Limits(trials=40))
+    (fish,) = [each for each in made.standings if each.candidate.method == "fish"]
+    finals = [scored.score for spec, scored in made.results.values() if spec.share == 1 and scored.score]
+    assert fish.failed == (1,)
+    assert fish.scores[1] == min(finals)
+    assert len(fish.results) == len(fish.scores) - 1
+    advice = recommend(made.standings, "accuracy", True)
+    assert "1 of which failed and count as the worst score of all" in advice.text
+    assert "told apart from everything" not in advice.text
+
+
+def test_choosing_that_fails_under_one_seed_is_a_failed_trial(tmp_path):
+    fails = {("fish", 1.0, 1): ("no item has positive curvature", {"impossible": True})}
+    made = race(tmp_path, Planted(tmp_path / "log", fails=fails, noise=0.001), candidates=FEW)
+    assert made.impossible == {}
+    (fish,) = [each for each in made.standings if each.candidate.method == "fish"]
+    assert fish.failed == (1,)
+    limit = {("fish", 1.0, 1): ("needs 9 GiB", {"impossible": True, "plan": "fish"})}
+    over = race(tmp_path / "over", Planted(tmp_path / "over.log", fails=limit, noise=0.001), candidates=FEW)
+    assert over.impossible == {"fish 1%": "needs 9 GiB"}
+
+
+def test_a_score_from_fewer_steps_stands_below_one_from_more(tmp_path):
+    class Sinking(Planted):
+        """Everything scores less after half of the steps than before."""
+
+        def __call__(self, spec):
+            scored = super().__call__(spec)
+            return replace(scored, score=scored.score - 0.6 * (spec["share"] >= 0.5))
+
+    sinking = Sinking(tmp_path / "log", noise=0.001)
+    made = race(tmp_path, sinking, equivalents=5.0, ladders=AUTO_LADDERS, seeds=1)
+    shares = [each.share for each in made.standings]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+    assert max(made.standings, key=lambda each: each.worth).share < shares[0]
+
+
+def test_a_race_goes_on_with_the_rates_it_began_with(tmp_path):
+    log, limits = tmp_path / "log", Limits(trials=22)
+    race(tmp_path, Planted(log, noise=0.01), candidates=FEW, limits=limits)
+    before = calls(log)
+    moved = [replace(each, share=each.share / 10) for each in FEW]
+    assert moved[0].rates != FEW[0].rates
+    made = race(tmp_path, Planted(log, noise=0.01), candidates=moved, limits=limits)
+    assert calls(log) == before
+    assert made.spent.trials <= 22
+
+
+def test_more_seeds_may_be_asked_for_later(tmp_path):
+    log = tmp_path / "log"
+    apart = {"fish": 0.9, "random": 0.8, "lora": 0.7}
+    race(tmp_path, Planted(log, good=apart), candidates=FEW, limits=Limits(trials=40), seeds=1)
+    made = race(tmp_path, Planted(log, good=apart), candidates=FEW, limits=Limits(trials=200), seeds=6)
+    assert {len(each.scores) for each in made.standings if each.share == 1} == {6}
+
+
+def test_the_first_trial_timed_is_not_the_cheapest_reference(tmp_path):
+    race(tmp_path, Planted(tmp_path / "log"))
+    assert not calls(tmp_path / "log")[0].startswith(("head", "full"))
 
 
 def test_a_failed_trial_is_a_result_and_stops_nothing(tmp_path):

@@ -164,7 +164,9 @@ def auto(
             found = recorder.record(race)
         finally:
             running.close()
-        best = next(each for each in race.standings if each.candidate.name not in race.impossible)
+        best = next((each for each in race.standings if each.candidate.name not in race.impossible), None)
+        if best is None:
+            raise PareError(f"nothing is left to train: {'; '.join(race.impossible.values())}")
         plan = Plan.load(folder / "plans" / best.results[0].details["plan"])
         chosen = best.candidate
         if plan.seed != seed:

@@ -199,7 +199,7 @@ class Recorder:
             trials=[
                 trial_row(spec, scored, self.words, self.out)
                 for spec, scored in race.results.values()
-                if not (scored.details.get("impossible") and "plan" not in scored.details)
+                if not (spec.candidate in race.impossible and "plan" not in scored.details)
             ],
             candidates=[
                 candidate_row(

@@ -212,7 +212,7 @@ def candidate_row(
     around = standing.interval
     ends = sorted((sign * around.low, sign * around.high))
     details = [scored.details for scored in standing.results]
-    seeds = sorted(standing.scores)
+    seed = min(set(standing.scores) - set(standing.failed))
     return CandidateRow(
         name=candidate.name,
         method=candidate.method,
@@ -232,5 +232,5 @@ def candidate_row(
         on_front=on_front,
         predicted=predicted,
         plan=f"plans/{details[0]['plan']}",
-        command=words.candidate(candidate, standing.lr, seeds[0]),
+        command=words.candidate(candidate, standing.lr, seed),
     )

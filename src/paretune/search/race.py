@@ -1,17 +1,18 @@
 """A race of candidates: successive halving with the same seeds for all, then more seeds for who is left."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from paretune.errors import PareError
+from paretune.search.allowance import Allowance
 from paretune.search.book import Book
 from paretune.search.clock import Clock
 from paretune.search.engines import Engine
 from paretune.search.field import Candidate
 from paretune.search.front_trial import FrontSpec
 from paretune.search.jobs import Job, Scored
-from paretune.search.ladder import FRONT_LADDERS, Ladder, affordable, middle_first
+from paretune.search.ladder import FRONT_LADDERS, Ladder, middle_first
 from paretune.search.ration import Limits
 from paretune.search.schedule import Cost
 from paretune.search.standing import Result, Standing, contenders, rates_of, standing
@@ -61,7 +62,9 @@ class Race:
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.limits.minutes, self.limits.workers, float(self.book.noted("seconds") or 0.0))
+        self.allowance = Allowance(self.limits, self.equivalents, self.clock)
         self.results: dict[str, Result] = {}
+        self.rates: dict[str, tuple[float, ...]] = {}
         for _, job, scored in self.book.trials():
             self._take(job, scored)
 
@@ -72,18 +75,26 @@ class Race:
 
     @property
     def impossible(self) -> dict[str, str]:
-        """Candidates that a trial showed to be impossible, and why."""
+        """Candidates that a trial showed to be impossible, and why.
+
+        One that has a score is impossible only where it was trained and passed a limit: that choosing failed
+        under one seed is a failed trial.
+        """
+        scoring = {spec.candidate for spec, scored in self.results.values() if scored.score is not None}
         return {
             spec.candidate: scored.failed
             for spec, scored in self.results.values()
             if scored.details.get("impossible")
+            and (spec.candidate not in scoring or "plan" in scored.details)
         }
 
     @property
     def standings(self) -> list[Standing]:
-        """How the candidates stand that have a score, best first."""
+        """How the candidates stand that have a score: those trained the longest first, of these the best."""
         found = [standing(each, self.results.values(), self.higher) for each in self.candidates]
-        return sorted((each for each in found if each), key=lambda each: each.worth, reverse=True)
+        return sorted(
+            (each for each in found if each), key=lambda each: (each.share, each.worth), reverse=True
+        )
 
     def run(self) -> None:
         """Race, as far as trials and minutes go.
@@ -109,74 +120,49 @@ class Race:
 
     def _ladder(self) -> Ladder:
         """What fits the limits, stated before it starts; a first trial is timed for that."""
-        noted = self.book.noted("ladder")
-        counts = [len(each.rates) for each in self.candidates]
+        noted, rates = self.book.noted("ladder"), self.book.noted("rates") or {}
+        # A race that began with other rates, under another version, goes on with those.
+        self.rates = {each.name: tuple(rates.get(each.name, each.rates)) for each in self.candidates}
+        counts = [len(self.rates[each.name]) for each in self.candidates]
         references = sum(each.is_reference for each in self.candidates)
         if noted is None:
             # Too few trials are told before one is run; minutes are compared after a first one.
-            self._time_first_trial(self._fitting(counts, references).first)
-        ladder = Ladder(**noted) if noted else self._fitting(counts, references)
+            self._time_first_trial(self._affordable(counts, references).first)
+        ladder = Ladder(**noted) if noted else self._affordable(counts, references)
         if noted is None:
             self.book.note("ladder", ladder.document())
+            self.book.note("seeds", self.seeds)
+            self.book.note("rates", self.rates)
+        elif self.seeds > int(self.book.noted("seeds") or self.seeds):
+            more = replace(ladder, seeds=max(ladder.seeds, self.seeds))
+            if self.allowance.holds(_beyond(more.cost(counts, references), self.spent), self.spent):
+                ladder = more
         least = ladder.cost(counts, references)
-        self.clock.ahead = Cost(
-            max(least.trials - self.spent.trials, 0), max(least.equivalents - self.spent.equivalents, 0.0)
-        )
+        self.clock.ahead = _beyond(least, self.spent)
         self.stated = {"trials": least.trials, "equivalents": least.equivalents}
-        limits = []
-        if self.limits.trials is not None:
-            limits.append(f"{self.limits.trials} trials")
-        if self.equivalents is not None:
-            limits.append(f"{self.equivalents:g} whole trainings")
-        if self.limits.minutes is not None:
-            limits.append(f"{self.limits.minutes:g} minutes")
         text = f"{least.trials} trials of {len(counts)} candidates"
         text += f", worth {least.equivalents:.1f} whole trainings"
         if self.clock.speed is not None:
             minutes = self.clock.speed.seconds(least, self.limits.workers) / 60
             self.stated["minutes"] = minutes
             text += f": about {minutes:.1f} minutes, {self.limits.workers} at a time"
-        self.stated["most"] = ", ".join(limits)
-        self.say(f"{text}; then more seeds for who is not told apart, at most {', '.join(limits)} in all")
+        self.stated["most"] = self.allowance.said
+        self.say(f"{text}; then more seeds for who is not told apart, at most {self.allowance.said} in all")
         return ladder
 
-    def _fitting(self, counts: Sequence[int], references: int) -> Ladder:
-        """The most generous ladder within the limits.
-
-        Raises:
-            PareError: None is.
-        """
-        found = affordable(self.ladders, counts, references, self._fits, self.seeds)
-        if found is not None:
-            return found
-        least = self.ladders[-1].cost(counts, references)
-        many = f"the shortest look at {len(counts)} candidates takes {least.trials} trials"
-        way = "ask for that, or name fewer --methods or --budgets"
-        if self.limits.trials is not None and self.limits.trials < least.trials:
-            raise PareError(f"--trials {self.limits.trials}: {many}; {way}")
-        if self.limits.minutes is not None and self.clock.speed is not None:
-            minutes = (self.clock.seconds + self.clock.takes(least)) / 60
-            raise PareError(
-                f"--minutes {self.limits.minutes:g}: {many}, about {minutes:.1f} minutes; {way}, "
-                "or give fewer --steps"
-            )
-        raise PareError(f"{self.equivalents:g} whole trainings: {many}, worth {least.equivalents:.1f}; {way}")
-
-    def _fits(self, cost: Cost, left: bool = False) -> bool:
-        """Whether a cost is within all limits: in all, or as what is `left` to spend."""
-        spent = self.spent if left else Cost()
-        if self.limits.trials is not None and spent.trials + cost.trials > self.limits.trials:
-            return False
-        if self.equivalents is not None and spent.equivalents + cost.equivalents > self.equivalents + 1e-9:
-            return False
-        return not self.clock.out_of_time(cost)
+    def _affordable(self, counts: Sequence[int], references: int) -> Ladder:
+        return self.allowance.ladder(self.ladders, counts, references, self.seeds)
 
     def _time_first_trial(self, share: float) -> None:
-        """Run the first trial, which is one of the race's own, until one says how long a trial takes."""
-        for candidate in self.candidates:
+        """Run the first trial, which is one of the race's own, until one says how long a trial takes.
+
+        References come last: the head alone is the cheapest of all and would promise too much.
+        """
+        for candidate in sorted(self.candidates, key=lambda each: each.is_reference):
             if self.clock.speed is not None:
                 return
-            spec = self._spec(candidate, middle_first(candidate.rates, 1)[0], share, self.seed)
+            rate = middle_first(self.rates[candidate.name], 1)[0]
+            spec = self._spec(candidate, rate, share, self.seed)
             self._run("first look", [spec])
 
     def _first(self, ladder: Ladder) -> None:
@@ -184,7 +170,7 @@ class Race:
         specs = []
         for place in range(ladder.rates):
             for candidate in self.candidates:
-                rates = middle_first(candidate.rates, ladder.rates)
+                rates = middle_first(self.rates[candidate.name], ladder.rates)
                 if place < len(rates):
                     specs.append(self._spec(candidate, rates[place], ladder.first, self.seed))
         self._run("learning rates", specs)
@@ -215,7 +201,7 @@ class Race:
             specs = [self._spec(each, rates[each.name], ladder.last, self.seed + number) for each in running]
             missing = [spec for spec in specs if spec.job.key not in self.results]
             cost = Cost(len(missing), sum(spec.share for spec in missing))
-            if missing and number >= ladder.seeds and not self._fits(cost, left=True):
+            if missing and number >= ladder.seeds and not self.allowance.holds(cost, self.spent):
                 return
             self._run(f"seed {number + 1}", specs)
 
@@ -268,11 +254,13 @@ class Race:
 
     def _jobs(self, specs: Sequence[FrontSpec]) -> Iterator[Job]:
         """Jobs one at a time: what became impossible or unaffordable meanwhile is left out."""
+        begun = len(self.results)
         for spec in specs:
             if spec.job.key in self.results or spec.candidate in self.impossible:
                 continue
-            if self.clock.out_of_time(Cost(1, spec.share)):
+            if self.clock.out_of_time(Cost(1, spec.share)) or begun == self.limits.trials:
                 return
+            begun += 1
             yield spec.job
 
     def begin(self, job: Job) -> int:
@@ -280,7 +268,7 @@ class Race:
         point = {"candidate": job.spec["candidate"], "lr": f"{job.spec['lr']:g}"}
         options = {
             "candidate": tuple(each.name for each in self.candidates),
-            "lr": tuple(sorted({f"{rate:g}" for each in self.candidates for rate in each.rates}, key=float)),
+            "lr": tuple(sorted({f"{rate:g}" for rates in self.rates.values() for rate in rates}, key=float)),
         }
         return self.book.begin(job, point, options)
 
@@ -305,6 +293,11 @@ class Race:
         if scored.training:  # what failed before it trained says nothing of how long trials take
             self.clock.learn(job, scored)
         return spec
+
+
+def _beyond(cost: Cost, spent: Cost) -> Cost:
+    """What of a cost is not spent yet."""
+    return Cost(max(cost.trials - spent.trials, 0), max(cost.equivalents - spent.equivalents, 0.0))
 
 
 def _turns(groups: Sequence[Sequence[Candidate]]) -> Iterator[list[Candidate]]:

@@ -21,7 +21,9 @@ class Standing:
         candidate: The candidate.
         lr: Its best learning rate.
         share: The largest share of the steps at which it has a score.
-        scores: By seed, at that share and rate; higher is better (a loss comes negated).
+        scores: By seed, at that share and rate; higher is better (a loss comes negated). A seed under which
+            the trial failed has the worst score of all candidates at that share.
+        failed: These seeds.
         loss: Mean on held-out train.
         results: Of the same.
     """
@@ -32,6 +34,7 @@ class Standing:
     scores: dict[int, float]
     loss: float
     results: tuple[Scored, ...] = field(repr=False)
+    failed: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -57,41 +60,44 @@ class Standing:
 def standing(candidate: Candidate, results: Iterable[Result], higher: bool) -> Standing | None:
     """How a candidate stands; None when none of its trials has a score.
 
-    The largest share counts; there, the rate with the most seeds, and among these of the best score. A rate
-    that failed under any seed at that share comes after those that never did.
+    The largest share counts; there, the rate that failed under the fewest seeds, of these the one with the
+    most seeds, and among these of the best score.
     """
+    results = list(results)
     mine = [(spec, scored) for spec, scored in results if spec.candidate == candidate.name]
-    good = [(spec, scored) for spec, scored in mine if scored.score is not None]
-    if not good:
+    share = max((spec.share for spec, scored in mine if scored.score is not None), default=None)
+    if share is None:
         return None
-    share = max(spec.share for spec, _ in good)
-    bad = {spec.lr for spec, scored in mine if spec.share == share and scored.score is None}
+    sign = 1 if higher else -1
+    scores = [scored.score for spec, scored in results if spec.share == share and scored.score is not None]
+    worst = min(sign * score for score in scores)
     by_rate: dict[float, list[Result]] = {}
-    for spec, scored in good:
+    for spec, scored in mine:
         if spec.share == share:
             by_rate.setdefault(spec.lr, []).append((spec, scored))
-    found = [_at_rate(candidate, lr, share, rows, higher) for lr, rows in by_rate.items()]
+    found = []
+    for lr, rows in by_rate.items():
+        good = tuple(scored for _, scored in rows if scored.score is not None)
+        if good:
+            signed = {spec.seed: None if s.score is None else sign * s.score for spec, s in rows}
+            paid = {seed: worst if score is None else score for seed, score in signed.items()}
+            loss = float(np.mean([scored.loss for scored in good]))
+            failed = tuple(seed for seed, score in signed.items() if score is None)
+            found.append(Standing(candidate, lr, share, paid, loss, good, failed))
     # Of equals the lower rate, whichever was finished first.
-    return max(found, key=lambda each: (each.lr not in bad, len(each.scores), each.worth, -each.lr))
-
-
-def _at_rate(candidate: Candidate, lr: float, share: float, rows: Sequence[Result], higher: bool) -> Standing:
-    sign = 1 if higher else -1
-    scores = {spec.seed: sign * float(scored.score or 0.0) for spec, scored in rows}
-    loss = float(np.mean([scored.loss for _, scored in rows]))
-    return Standing(candidate, lr, share, scores, loss, tuple(scored for _, scored in rows))
+    return max(found, key=lambda each: (-len(each.failed), len(each.scores), each.worth, -each.lr))
 
 
 def rates_of(candidate: Candidate, results: Iterable[Result], share: float, higher: bool) -> list[float]:
     """A candidate's learning rates by their scores at a share, best first; those without one are left out."""
     rows = [r for r in results if r[0].candidate == candidate.name and r[0].share == share]
-    good = [_at_rate(candidate, r[0].lr, share, [r], higher) for r in rows if r[1].score is not None]
-    ranked = sorted(good, key=lambda each: (each.worth, -each.lr), reverse=True)
-    return list(dict.fromkeys(each.lr for each in ranked))
+    good = [(spec.lr, (1 if higher else -1) * s.score, -s.loss) for spec, s in rows if s.score is not None]
+    ranked = sorted(good, key=lambda each: (*each[1:], -each[0]), reverse=True)
+    return list(dict.fromkeys(lr for lr, _, _ in ranked))
 
 
 def told_apart(best: Standing, others: Sequence[Standing]) -> dict[str, Interval]:
-    """How far the best is above each other one, paired over the seeds that they share; Bonferroni's level.
+    """How far the best is above each other one, paired over the seeds that they share; see :func:`leads`.
 
     Those without a shared seed at the same share have an interval without ends.
     """

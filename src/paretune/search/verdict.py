@@ -64,8 +64,10 @@ def recommend(standings: Sequence[Standing], metric: str, higher: bool) -> Recom
 def _behind(other: Standing, leads: Mapping[str, Interval], trusted: bool) -> str:
     """A name with how much worse it is on the mean, and at most where the interval is trusted."""
     lead = leads[other.candidate.name]
-    most = f", at most {lead.high:.3f}" if trusted else ""
-    return f"{other.candidate.name} ({lead.mean:.3f} worse{most})"
+    most = f", at most {lead.high:.3f} worse" if trusted else ""
+    if lead.mean < 0:  # the best has further seeds, by which it is ahead
+        return f"{other.candidate.name} ({-lead.mean:.3f} better on the seeds they share{most})"
+    return f"{other.candidate.name} ({lead.mean:.3f} worse{most.removesuffix(' worse')})"
 
 
 def _effort(standing: Standing) -> tuple[int, int]:
@@ -86,6 +88,8 @@ def _described(best: Standing, metric: str, higher: bool) -> str:
     seeds = f"{n} seeds" if n > 1 else "one seed"
     spread = f"95 % interval {low:.3f} to {high:.3f}, {seeds}" if math.isfinite(low) else seeds
     weights = f"{best.trained:,} trained weights"
+    if best.failed:
+        spread += f", {len(best.failed)} of which failed and count as the worst score of all"
     return (
         f"{best.candidate.name}: {metric} {sign * best.mean:.3f} on held-out data ({spread}) with {weights}"
     )
