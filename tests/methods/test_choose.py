@@ -4,8 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paretune.anatomy import anatomy
+from paretune.delta import delta_bytes
 from paretune.errors import PareError
 from paretune.methods import choose, make_method
+from paretune.methods.choose import candidates_of
 from paretune.methods.lora import fill_ranks
 from paretune.methods.random import draw
 from paretune.task import Task
@@ -150,3 +153,21 @@ def test_a_budget_in_bytes_is_the_size_of_the_file(task, tmp_path, method, dtype
 def test_too_few_bytes_for_the_head_are_refused(task):
     with pytest.raises(PareError, match="no room for 'random' beside the head"):
         choose("random", task.load_model(), task, "1KB")
+
+
+@pytest.mark.parametrize("asked", ["9KB", "10KB", "11KB", "12KB", "16KB"])
+def test_added_modules_on_a_half_precision_base_get_the_bytes_they_take(task, asked):
+    model = task.load_model(dtype=torch.bfloat16)  # LoRA's values ship in fp32 all the same
+    plan = choose("lora", model, task, asked, targets="all")
+    assert 0.75 * float(asked[:-2]) < delta_bytes(plan) / 1000 <= float(asked[:-2])
+    coarse = choose("bitfit", model, task, f"{delta_bytes(choose('bitfit', model, task)) / 1000}KB")
+    assert coarse.count == choose("bitfit", model, task).count
+
+
+def test_bytes_above_what_may_be_selected_are_no_refusal(task):
+    model = task.load_model()
+    exclude = ["*layer*", "*word_embeddings*", "*pooler*"]
+    plan = choose("random", model, task, "80KB", exclude=exclude)
+    assert plan.count == sum(t.count for t in candidates_of(anatomy(model), exclude))
+    with pytest.raises(PareError, match="above the 0 that may be selected"):
+        choose("random", model, task, "80KB", exclude=["*"])

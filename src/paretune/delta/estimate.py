@@ -7,24 +7,27 @@ import torch
 
 from paretune.delta.contents import Contents, Values
 from paretune.delta.format import encode
+from paretune.errors import BudgetError, PareError
 from paretune.plan import Plan
 
 ADDED_TENSORS = 2  # of an added module, about: their names and shapes take a little of the file
+ADDED_WIDTH = 4  # bytes: values of added modules are fp32, unless a dtype is asked for
 DESCRIPTION = 1024  # bytes kept for the task, scores and settings
-TRIES = 6  # at most, to come near a number of bytes
+TRIES = 6  # at most, to come near a number of bytes by what a weight took before
 UNUSED = 0.1  # of the bytes; when more is left over, a larger plan is tried
+SHORT = 0.05  # of a correction: a little below the number of bytes is near enough, above it is not
 
 
 def largest_within(
     limit: int, width: int, head: int, weights: int, attempt: Callable[[int], Plan], dtype: torch.dtype | None
 ) -> Plan | None:
-    """The plan whose delta is as large as a number of bytes allows: measured, then corrected.
+    """The plan whose delta is about as large as a number of bytes allows: measured, then corrected.
 
     Args:
         limit: Bytes of delta.
         width: Bytes of a value.
         head: Number of weights of the head, which ship as well.
-        weights: Number of weights of the model, the most a plan may train.
+        weights: Number of weights that may be selected, the most a plan may train.
         attempt: From a budget in weights to a plan.
         dtype: See `delta_bytes`.
 
@@ -32,30 +35,51 @@ def largest_within(
         None when the smallest that was tried is too large.
 
     Raises:
+        BudgetError: As `attempt`, where it refuses as many weights as the bytes could ever hold.
         PareError: As `attempt`.
     """
     found: Plan | None = None
-    k = min(weights, (limit - DESCRIPTION - width * head) // (width + 1))
-    for _ in range(TRIES):
-        if k < 1:
-            break
-        plan = attempt(k)
-        left = limit - delta_bytes(plan, dtype)
-        if left >= 0:
+    refused: BudgetError | None = None
+    fixed = DESCRIPTION + width * head
+    most = min(weights, (limit - fixed) // min(width, ADDED_WIDTH))
+    low, high = 0, most  # up to `low` nothing larger is had, above `high` all is too large
+    k = min(most, max(1, (limit - fixed) // (width + 1)))
+    before, each = (0, fixed), float(width)  # weights and bytes of the last plan, bytes a weight
+    tries = 0
+    while low < high:
+        tries += 1
+        try:
+            plan = attempt(k)
+        except PareError as problem:
+            if found is not None:
+                break  # more than the method can use
+            if not isinstance(problem, BudgetError):
+                raise
+            refused, low = problem, k
+            k = (low + high + 1) // 2
+            continue
+        paid = plan.count - (plan.head_count if plan.head_rule == "inside" else 0)
+        size = delta_bytes(plan, dtype)
+        # What a weight takes differs: indices or none, values of two widths, names of many tensors.
+        if paid != before[0] and size != before[1]:
+            each = abs((size - before[1]) / (paid - before[0]))
+        before = paid, size
+        step = (limit - size) / each
+        step -= SHORT * abs(step)
+        if size <= limit:
             if found is None or plan.count > found.count:
                 found = plan
-            if left <= UNUSED * limit or k == weights:
+            low, k = k, min(high, paid + math.floor(step))
+            if limit - size <= UNUSED * limit or k <= low or tries >= TRIES:
                 break
-            larger = min(weights, k + left // (width + 1))
-            if larger == k:
-                break
-            k = larger
         elif found is not None:
             break
         else:
-            # Whole sizes: a little less of a budget may give the same plan again.
-            paid = plan.count - (plan.head_count if plan.head_rule == "inside" else 0)
-            k = min(math.floor(k + left / width), paid) - 1
+            high = min(k, paid) - 1  # whole sizes: between the two it is the same plan again
+            k = paid + math.floor(step) if tries < TRIES else (low + high + 1) // 2
+            k = min(max(k, low + 1), high)
+    if found is None and refused is not None and high == most:
+        raise refused
     return found
 
 

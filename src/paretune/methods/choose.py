@@ -112,13 +112,13 @@ def _within_bytes(request: _Request, dtype: torch.dtype | None) -> Plan:
         PareError: Not even the head fits, or nothing beside it.
     """
     assert request.asked is not None
-    parts = request.parts
     width = (dtype or getattr(torch, request.base.dtype)).itemsize
+    selectable = sum(tensor.count for tensor in candidates_of(request.parts, request.exclude))
     found = largest_within(
         int(request.asked.value),
         width,
-        parts.head_weights,
-        parts.weights,
+        request.parts.head_weights,
+        max(selectable, 1),  # where nothing is left, the method says so
         lambda k: _plan(request, k),
         dtype,
     )

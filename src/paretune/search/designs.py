@@ -14,13 +14,13 @@ from paretune.budget import Budget, HeadRule
 from paretune.delta.estimate import largest_within
 from paretune.errors import BudgetError, DivergedError, PareError
 from paretune.methods import Question, choose
-from paretune.methods.base import whole
 from paretune.methods.design import Design
 from paretune.methods.designed import Designed
 from paretune.methods.prices import Prices
-from paretune.plan import Base, Plan
+from paretune.plan import Plan
 from paretune.search.jobs import Scored
 from paretune.search.seeded import SeededModel
+from paretune.search.sizing import sketch
 from paretune.search.space import RATE, Point, Space
 from paretune.search.trial import folders_of, run_trial
 from paretune.task import Task
@@ -136,16 +136,14 @@ class Feasible:
             weights = self.budget.resolve(parts.weights, parts.head_weights, self.head)
             self.prices.sizes(design, weights)
             return
-        dtype = next(self.prices.question.model.parameters()).dtype
-        name = str(getattr(self.prices.question.task, "model_id", ""))
-        base = Base(name, "0" * 64, str(dtype).removeprefix("torch."))
+        question = self.prices.question
 
         def attempt(weights: int) -> Plan:
-            choice = self.prices.choice(*self.prices.sizes(design, weights))
-            return Plan(base, choice.selections, choice.additions, whole(parts.head))
+            return sketch(self.prices.choice(*self.prices.sizes(design, weights)), question)
 
-        limit, width = int(self.budget.value) - SPARE, dtype.itemsize
-        if largest_within(limit, width, parts.head_weights, parts.weights, attempt, None) is None:
+        limit, width = int(self.budget.value) - SPARE, next(question.model.parameters()).dtype.itemsize
+        weights = sum(tensor.count for tensor in question.candidates)
+        if largest_within(limit, width, parts.head_weights, weights, attempt, None) is None:
             raise BudgetError(f"a delta of {self.budget} has no room for it; raise the budget")
 
 

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from paretune.anatomy import Anatomy
 from paretune.budget import Budget, HeadRule
+from paretune.delta import delta_bytes
 from paretune.errors import PareError
-from paretune.methods import METHODS, Question, learning_rates, make_method
+from paretune.methods import Question, learning_rates, make_method
+from paretune.plan_table import readable_bytes
+from paretune.search.sizing import Sizing
 from paretune.task import Task
 
 # The cheapest, the plainest added modules, the controls, what looks at the data, and the whole model.
@@ -133,6 +137,7 @@ def make_field(
     *,
     head: HeadRule = "outside",
     exclude: Sequence[str] = (),
+    delta_dtype: torch.dtype | None = None,
 ) -> tuple[list[Candidate], list[Skipped]]:
     """All candidates; what arithmetic alone shows to be impossible is skipped. No data are looked at.
 
@@ -144,6 +149,7 @@ def make_field(
         budgets: As :func:`paretune.choose` reads them.
         head: Whether the head is ``outside`` or ``inside`` the budget.
         exclude: Patterns of tensors that may not be selected.
+        delta_dtype: Of the shipped values, for budgets in bytes; None takes the base's.
 
     Raises:
         PareError: A method or a budget that cannot be read, one of them twice, or nothing is possible.
@@ -151,37 +157,37 @@ def make_field(
     parsed = sorted((Budget.parse(budget) for budget in budgets), key=lambda b: (b.unit == "bytes", b.value))
     if not parsed:
         raise PareError("a front needs a budget at least: --budgets 0.5%, or several")
-    sizes = {b.text: _weights(b, parts, head) for b in parsed}
+    tensors = tuple(t for t in parts.body if not any(fnmatch.fnmatch(t.name, each) for each in exclude))
+    question = Question(model, _Unseen(), parts, tensors, None, 0)  # type: ignore[arg-type]
+    sizing = Sizing(question, task, head, delta_dtype)
+    sizes = {budget.text: sizing.weights(budget) for budget in parsed}
     candidates: list[Candidate] = []
     skipped: list[Skipped] = []
-    tensors = tuple(t for t in parts.body if not any(fnmatch.fnmatch(t.name, each) for each in exclude))
     for text in methods:
         name, settings = read_method(text)
-        if METHODS[name].sized:
-            asked: list[str | None] = [budget.text for budget in parsed]
-        else:
-            asked = [None]
+        method = make_method(name, settings)
+        asked: list[Budget | None] = [*parsed] if method.sized else [None]
         for budget in asked:
-            limit = sizes[budget] if budget else None
-            question = Question(model, _Unseen(), parts, tensors, limit, 0)  # type: ignore[arg-type]
-            group = budget
+            typed = group = budget.text if budget else None
+            limit = sizes[typed] if typed else parts.weights
             try:
-                choice = make_method(name, settings).choose(question)
+                plan = sizing.plan(method, budget)
             except _LookedError:
                 pass  # whether it is possible shows when it has looked
             except PareError as problem:
-                skipped.append(Skipped(name, budget or "", str(problem)))
+                skipped.append(Skipped(name, typed or "", str(problem)))
                 continue
             else:
-                count = sum(s.count for s in choice.selections) + sum(a.count for a in choice.additions)
+                if budget is not None and budget.unit == "bytes":
+                    limit = plan.count
                 if budget is None and name != "full":
-                    group = next((text for text, size in sizes.items() if count <= size), None)
+                    group = next((each.text for each in parsed if sizing.holds(each, plan)), None)
                     if group is None:
-                        reason = f"{name} trains {count:,} weights, above every budget given"
+                        delta = readable_bytes(delta_bytes(plan, delta_dtype))
+                        reason = f"{name} trains {plan.count:,} weights ({delta}), above every budget given"
                         skipped.append(Skipped(name, parsed[-1].text, reason))
                         continue
-            share = (limit or parts.weights) / parts.weights
-            candidates.append(Candidate(name, settings, budget, group, share))
+            candidates.append(Candidate(name, settings, typed, group, limit / parts.weights))
     names = [candidate.name for candidate in candidates]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -189,15 +195,3 @@ def make_field(
     if not any(not candidate.is_reference for candidate in candidates) and skipped:
         raise PareError(f"nothing can be tried at this budget: {skipped[0].method}: {skipped[0].reason}")
     return candidates, skipped
-
-
-def _weights(budget: Budget, parts: Anatomy, head: HeadRule) -> int:
-    """A budget in weights; one in bytes by four bytes a weight, the head's taken off."""
-    if budget.unit != "bytes":
-        return budget.resolve(parts.weights, parts.head_weights, head)
-    left = int(budget.value) // 4 - parts.head_weights
-    if left < 1:
-        raise PareError(
-            f"a delta of {budget} has no room beside the head's {parts.head_weights:,} weights; ask for more"
-        )
-    return min(left, parts.weights)
