@@ -86,6 +86,47 @@ def test_tune_with_a_plan_that_was_chosen_before(data, tmp_path, capsys):
     assert result["trained"] == Delta.load(tmp_path / "run/delta.safetensors").count - result["head"]
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--budget", "1%"],
+        ["--head", "outside"],
+        ["--exclude", "*layer.0*"],
+        ["--set", "power=0"],
+        ["--granularity", "rows"],
+        ["--probe-depth", "50%"],
+        ["--method", "lora"],
+    ],
+)
+def test_what_a_plan_says_is_refused_beside_it(data, tmp_path, capsys, typed):
+    plan = tmp_path / "plan"
+    arguments = [*task_options(data, validation=False), "--budget", "3%", "--method", "random"]
+    assert main(["choose", *arguments, "--out", str(plan), "--quiet"]) == OK
+    assert tune(data, tmp_path / "run", "--plan", str(plan), *typed) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"paretune: error: {typed[0]}: what is trained stands in --plan {plan} (method random)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_method_of_a_plan_may_be_named_again(data, tmp_path):
+    arguments = [*task_options(data, validation=False), "--budget", "3%", "--method", "random"]
+    main(["choose", *arguments, "--out", str(tmp_path / "plan")])
+    assert tune(data, tmp_path / "run", "--plan", str(tmp_path / "plan"), "--method", "random") == OK
+
+
+def test_the_head_is_counted_once_under_either_rule(data, tmp_path, capsys):
+    for rule, said in (
+        ("outside", "with 34 trained weights (+ 66 of"),
+        ("inside", "with 100 trained weights (66 of"),
+    ):
+        budget = "34" if rule == "outside" else "100"
+        words = ["--method", "random", "--budget", budget, "--head", rule]
+        assert tune(data, tmp_path / rule, *words) == OK
+        assert said in capsys.readouterr().out
+
+
 def test_tune_says_the_score_and_where_the_delta_is(data, tmp_path, capsys):
     assert tune(data, tmp_path / "run", "--method", "random", "--budget", "3%") == OK
     printed = capsys.readouterr().out
@@ -185,6 +226,8 @@ def test_methods_lists_every_method_with_its_settings(capsys):
         (["--method", "adapeft", "--probe-model", "no/such/folder"], "no/such/folder"),
         (["--budget", "lots"], "cannot read budget"),
         (["--lr", "fast"], "--lr fast"),
+        (["--lr", "0", "--model", "no/such/folder"], "lr is 0.0; it must be a number above 0"),
+        (["--lr", "nan", "--model", "no/such/folder"], "lr is nan"),
         (["--train", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--validation", "nowhere.csv"], "nowhere.csv"),
         (["--model", "no/such/folder"], "no/such/folder"),
@@ -250,3 +293,4 @@ def test_ctrl_c_in_the_middle_leaves_a_run_that_goes_on(data, tmp_path):
     assert "goes on where it was" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run/result.json").exists()
+    assert not list(tmp_path.glob("run/*.lock"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.cli_settings import method_settings
-from paretune.cli_tuned import print_tuned, refuse_only_auto, talk_aside
+from paretune.cli_tuned import print_tuned, refuse_beside_plan, refuse_only_auto, talk_aside
 from paretune.completion import complete
 from paretune.errors import PareError
 from paretune.options import RECIPE, build_parser
@@ -100,14 +100,17 @@ def _rate(text: str | float | None) -> Any:
     """The learning rate asked for.
 
     Raises:
-        PareError: Neither a number nor ``sweep``.
+        PareError: Neither ``sweep`` nor a number that one can be.
     """
+    from paretune.tuning import Recipe
+
     if text is None or text == "sweep":
         return text
     try:
-        return float(text)
+        rate = float(text)
     except ValueError:
         raise PareError(f"--lr {text}: give a number such as 1e-3, or sweep") from None
+    return Recipe(lr=rate).lr
 
 
 def _demo(options: Namespace) -> None:
@@ -149,9 +152,11 @@ def _tune(options: Namespace) -> None:
     from paretune.plan import Plan
     from paretune.search.tune import tune
 
+    plan = Plan.load(options.plan) if options.plan else None
+    if plan:
+        refuse_beside_plan(options, plan)
     settings = method_settings(options)
     lr, recipe = _rate(options.lr), _recipe(options)
-    plan = Plan.load(options.plan) if options.plan else None
     say = (lambda *_: None) if options.json or options.quiet else print
     with talk_aside(options.json):
         result = tune(

@@ -30,11 +30,26 @@ METHOD_FLAGS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+class _Typed(argparse._StoreAction):
+    """Store a value, and note its name in ``typed``: nobody asked for what is there by default."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        namespace.typed = {*getattr(namespace, "typed", ()), self.dest}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with a near miss named, and without the wall of usage before it."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self.register("action", None, _Typed)  # of every option that takes a value
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
