@@ -1,3 +1,4 @@
+import fnmatch
 import math
 from dataclasses import replace
 
@@ -227,6 +228,17 @@ def test_a_shallow_copy_maps_to_the_whole(task):
     found = plan(task, probe_depth=0.5, items="tensor")
     assert found.count > 0.5 * found.budget
     assert len(found.notes["table"]["rows"]) == len(anatomy(task.load_model()).body)
+
+
+def test_what_is_excluded_is_no_matter_of_the_model_that_is_looked_at(task):
+    # A copy of one block: it has another block's place and name there.
+    depth = 1 / len(anatomy(task.load_model()).blocks)
+    for block in (0, 1):
+        excluded = f"*layer.{block}.*"
+        found = plan(task, probe_depth=depth, items="tensor", budget="40%", exclude=[excluded])
+        names = {selection.tensor for selection in found.selections}
+        assert names and not any(fnmatch.fnmatch(name, excluded) for name in names)
+        assert any(".layer." in name for name in names)
 
 
 def test_a_smaller_model_maps_to_the_large_one(task, tmp_path):

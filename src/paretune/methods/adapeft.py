@@ -200,8 +200,7 @@ class AdaPeft:
             small = probe_task(task, self.probe_model, question.seed)
         if self.probe_depth < 1:
             small = shallow(small, self.probe_depth)
-        wanted = {tensor.name for tensor in question.anatomy.body} - {t.name for t in question.candidates}
-        probed = self._items(small.question(question, wanted))
+        probed = self._items(small.question(question))
         return retarget(look(small.model, small.task, probed, looking), probed, items)
 
     def _problem(self, items: list[Item], gains: np.ndarray, k: int) -> Problem:

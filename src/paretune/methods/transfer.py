@@ -1,7 +1,7 @@
 """Look at a small model, choose on a large one: items are matched by kind, role and relative depth."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,11 +25,10 @@ class Small:
     model: nn.Module
     task: Task
 
-    def question(self, large: Question, excluded: Collection[str]) -> Question:
-        """The same question about this model; tensors excluded there by name are excluded here."""
+    def question(self, large: Question) -> Question:
+        """The same question about all of this model: names are of other tensors here, and may not exclude."""
         parts = anatomy(self.model)
-        candidates = tuple(tensor for tensor in parts.body if tensor.name not in excluded)
-        return replace(large, model=self.model, anatomy=parts, candidates=candidates)
+        return replace(large, model=self.model, anatomy=parts, candidates=parts.body)
 
 
 def probe_task(task: Task, checkpoint: str, seed: int) -> Small:
