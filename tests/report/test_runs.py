@@ -6,9 +6,10 @@ import pytest
 
 from paretune.cli import OK, main
 from paretune.errors import PareError
-from paretune.methods import METHODS
+from paretune.plan import Plan
 from paretune.report import read_report, write_report
 from paretune.report.figures import figures
+from paretune.search.tune import rates_of
 from tests.report.runs import front_run
 from tests.report.test_report import page_of
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
@@ -51,7 +52,7 @@ def test_tune_leaves_a_report_of_what_it_did(tuned):
     assert document["kind"] == "tune" and document["missing"] == []
     assert f"{result['score']:.4f}" in document["recommendation"]["text"]
     assert "One run under one seed" in document["recommendation"]["text"]
-    assert tuple(p["lr"] for p in document["rates"][0]["points"]) == METHODS["ird"].learning_rates
+    assert tuple(p["lr"] for p in document["rates"][0]["points"]) == rates_of(Plan.load(tuned / "plan"))
     assert document["rates"][0]["chosen"] == result["lr"]
     assert len(document["plans"][0]["kept"]) == 8
     assert (tuned / "report.html").stat().st_size > 1e6
