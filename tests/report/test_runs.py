@@ -10,7 +10,7 @@ from paretune.plan import Plan
 from paretune.report import read_report, write_report
 from paretune.report.figures import figures
 from paretune.search.tune import rates_of
-from tests.report.runs import front_run
+from tests.report.runs import front_document, front_run
 from tests.report.test_report import page_of
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
 
@@ -65,6 +65,23 @@ def test_json_prints_nothing_beside_the_result(data, tmp_path, capsys):
     assert run(data, "tune", out, *validation, *random) == OK
     assert json.loads(capsys.readouterr().out)["method"] == "random"
     assert (out / "report.html").exists()
+
+
+def test_a_head_inside_the_budget_is_counted_once(data, tmp_path):
+    out, validation = tmp_path / "run", ["--validation", str(data / "validation.jsonl")]
+    inside = ["--method", "random", "--budget", "200", "--head", "inside", "--lr", "1e-3"]
+    assert run(data, "tune", out, *validation, *inside) == OK
+    (candidate,) = read_report(out).candidates
+    assert candidate.head > 0
+    assert (
+        candidate.trained + candidate.head == json.loads((out / "result.json").read_text())["trained"] == 200
+    )
+    front = tmp_path / "front"
+    document = front_document()
+    document["request"]["head"] = "inside"
+    front_run(front, {}, document)
+    for row, shown in zip(document["candidates"], read_report(front).candidates, strict=True):
+        assert shown.trained + shown.head == row["trained"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The report of a front: ``front.json`` and the plans beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def front_report(run: Path) -> Report:
         Candidate.read(row, f"{path}: candidate {n}", trials) for n, row in enumerate(get.list("candidates"))
     ]
     asked = Fields(request, f"{path}: request")
+    if asked.text("head") == "inside":  # the budget paid for the head: it is among the trained weights
+        candidates = [replace(each, trained=each.trained - each.head) for each in candidates]
     report = Report(
         "front",
         run.resolve().name,

@@ -46,7 +46,9 @@ def _add_result(report: Report, run: Path, asked: Fields, name: str, result: Fie
     steps = result.count("steps")
     train = seconds.get("train")
     step_seconds = train / steps if isinstance(train, int | float) and steps else None
-    method, trained = result.text("method"), result.count("trained")
+    method, trained, head = result.text("method"), result.count("trained"), result.count("head")
+    if asked.text("head") == "inside":  # the budget paid for the head: it is among the trained weights
+        trained -= head
     candidate = Candidate(
         name=name,
         method=method,
@@ -57,7 +59,7 @@ def _add_result(report: Report, run: Path, asked: Fields, name: str, result: Fie
         n=1,
         score=score,
         trained=trained,
-        head=result.count("head"),
+        head=head,
         delta_bytes=result.count("delta_bytes"),
         peak_bytes=result.count("peak_bytes"),
         step_seconds=step_seconds,

@@ -89,7 +89,7 @@ class Candidate:
         score: Mean over them.
         low: Lower end of the mean's interval, or None.
         high: Upper end.
-        trained: Weights that the budget pays for.
+        trained: Trained weights, the head not among them.
         head: Weights of the head.
         delta_bytes: Size of the delta.
         peak_bytes: Peak memory.
