@@ -8,9 +8,9 @@ from tqdm.auto import tqdm
 
 from paretune.budget import Budget
 from paretune.cli_engine import engine_of
-from paretune.cli_front import task_words
 from paretune.cli_live import Live
 from paretune.cli_tuned import print_tuned, talk_aside
+from paretune.cli_words import task_words
 from paretune.errors import PareError
 from paretune.options import METHOD_FLAGS
 from paretune.progress import set_quiet

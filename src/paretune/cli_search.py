@@ -1,7 +1,6 @@
 """``paretune search``: the command, and its line of progress."""
 
 import json
-import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +9,13 @@ from tqdm.auto import tqdm
 
 from paretune.cli_engine import engine_of
 from paretune.cli_live import Live
+from paretune.cli_words import task_words
 from paretune.errors import PareError, near
 from paretune.methods.designed import Designed
 from paretune.progress import set_quiet
 from paretune.search.ration import Limits
 from paretune.search.search import search
+from paretune.search.words import Words
 from paretune.strategies import STRATEGIES
 from paretune.tuning import Recipe
 
@@ -38,8 +39,9 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     engine = engine_of(options)
     with Live() as live:
         set_quiet(True)  # the one line is enough: no bar for every trial
+        data = task(options)
         result = search(
-            task(options),
+            data,
             options.budget,
             options.out,
             limits=limits,
@@ -60,6 +62,7 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     design = options.out / "design.yaml"
     cost = f"{result['trials']} trials, worth {result['equivalents']:.0f} whole trainings"
     print(f"{cost}, {result['seconds'] / 60:.1f} minutes\n\n{design}:\n{design.read_text()}")
-    setting = shlex.quote(f"file={design}")
-    budget = shlex.quote(options.budget)
-    print(f"train it: --method design --set {setting} --budget {budget} --lr {result['lr']:g}")
+    words = Words(task_words(options), recipe, options.head, options.exclude, data.heldout_seed)
+    settings = {"file": str(design)}
+    again = words.chosen("design", settings, options.budget, result["lr"], options.seed, name="design")
+    print(f"train it: {again}")

@@ -10,6 +10,7 @@ from paretune.progress import set_quiet
 from paretune.search.auto import EQUIVALENTS, FOLDER, auto
 from paretune.search.front_file import read_front
 from paretune.search.narrowing import KEPT
+from paretune.search.room import room_for
 from paretune.task import Task
 from paretune.tuning import Recipe
 from tests.tiny import tiny_model, tiny_rows, write_jsonl
@@ -119,6 +120,24 @@ def test_the_command(folder, tmp_path, capsys):
     ]:
         assert main([*words, *changed]) == BAD_INPUT
         assert said in capsys.readouterr().err
-    assert main([*words, "--for-bytes", "9KiB", "--for-memory", "30GiB", "--quiet"]) == OK
+    words += ["--for-bytes", "9KiB", "--for-memory", "30GiB", "--quiet", "--heldout-seed", "5"]
+    # The plans are of the size that the shipped values have, not the base's.
+    words += ["--precision", "bf16", "--delta-dtype", "fp32"]
+    assert main(words) == OK
     assert (tmp_path / "run/delta.safetensors").stat().st_size <= 9 * 2**10
     assert "accuracy" in capsys.readouterr().out
+    trials = read_front(tmp_path / "run" / FOLDER)["trials"]
+    assert all(0 < row["delta_bytes"] <= 9 * 2**10 for row in trials if row["plan"])
+    assert all(" --heldout-seed 5 --delta-dtype fp32 " in row["command"] for row in trials if row["command"])
+    assert main([*words, "--delta-dtype", "bf16"]) == BAD_INPUT
+    assert 'another search: delta_dtype was "fp32", now "bf16"' in capsys.readouterr().err
+
+
+def test_room_in_memory_pays_the_head_once(task, tmp_path):
+    head = task.load_model().classifier
+    of_head = sum(parameter.numel() for parameter in head.parameters())
+    asked = {
+        rule: int(room_for(task, RECIPE, 2**40, tmp_path / rule, lambda said: None, rule))
+        for rule in ("outside", "inside")
+    }
+    assert asked["inside"] == asked["outside"] + of_head

@@ -103,6 +103,19 @@ def test_a_trial_is_reproduced_by_its_command(made, folder, tmp_path):
     assert result["trained"] == row["trained"]
 
 
+def test_a_command_draws_the_same_held_out_rows(folder, tmp_path):
+    words = f"front --model {folder}/bert --train {folder}/train.jsonl --heldout-seed 7 --seed 1".split()
+    words += f"--validation {folder}/validation.jsonl --methods head --trials 2 --seeds 1".split()
+    words += f"--budgets 5% --steps 4 --batch-size 8 --quiet --out {tmp_path}/run".split()
+    assert main(words) == OK
+    row = read_front(tmp_path / "run")["trials"][-1]
+    again = shlex.split(row["command"])
+    assert again[again.index("--heldout-seed") + 1] == "7"
+    again[again.index("--out") + 1] = str(tmp_path / "again")
+    assert main([*again[1:], "--quiet"]) == OK
+    assert json.loads((tmp_path / "again/result.json").read_text())["losses"] == row["losses"]
+
+
 def test_a_candidate_is_trained_by_its_command(made, tmp_path):
     row = next(row for row in made[0]["candidates"] if row["method"] == "lora")
     words = shlex.split(row["command"])

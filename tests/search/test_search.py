@@ -1,5 +1,6 @@
 import json
 import pickle
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -164,13 +165,25 @@ def test_the_command(folder, tmp_path, capsys):
     words = (
         f"search --model {folder}/bert --train {folder}/train.jsonl --validation {folder}/validation.jsonl "
         f"--budget 10% --out {tmp_path}/run --trials 10 --groups 1 --strategies bias lora --lr 1e-2 "
-        "--steps 4 --batch-size 8"
+        "--steps 4 --batch-size 8 --head inside --exclude *pooler* --heldout 0.25 --heldout-seed 3"
     )
     request = words.split()
     assert main(request) == 0
     text = capsys.readouterr().out
     assert "S4 group 1" in text
-    assert "train it: --method design --set file=" in text
+    line = next(line for line in text.splitlines() if line.startswith("train it: "))
+    again = shlex.split(line.removeprefix("train it: "))
+    assert again[:2] == ["paretune", "tune"]
+    again[again.index("--out") + 1] = str(tmp_path / "tuned")
+    assert main([*again[1:], "--quiet"]) == 0
+    tuned = json.loads((tmp_path / "tuned/request.json").read_text())
+    assert (tuned["head"], tuned["exclude"], tuned["lr"]) == ("inside", ["*pooler*"], 1e-2)
+    data = Task.from_files(
+        folder / "train.jsonl", folder / "validation.jsonl", model=folder / "bert", heldout=0.25, seed=3
+    )
+    assert tuned["data"] == data.fingerprint
+    assert tuned["settings"] == {"file": f"{tmp_path}/run/design.yaml"}
+    capsys.readouterr()
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
     assert main([*request, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["lr"] == 1e-2

@@ -14,7 +14,6 @@ from paretune.plan import Plan
 from paretune.search.book import Book
 from paretune.search.engines import Cluster, make_engine
 from paretune.search.front import JOURNAL, Progress, Recorder, refuse_other
-from paretune.search.front_file import Words
 from paretune.search.front_trial import FrontTrial
 from paretune.search.ladder import AUTO_LADDERS
 from paretune.search.narrowing import contenders, narrow, prediction_table, predictions
@@ -23,7 +22,8 @@ from paretune.search.ration import Limits
 from paretune.search.room import room_for
 from paretune.search.shelf import Shelf
 from paretune.search.threads import threads_of
-from paretune.search.tune import tune
+from paretune.search.tune import DTYPES, tune
+from paretune.search.words import Words
 from paretune.task import Task
 from paretune.tuning import Recipe
 
@@ -104,6 +104,7 @@ def auto(
         "seed": seed,
         "head": head,
         "exclude": list(exclude),
+        "delta_dtype": delta_dtype,
         "recipe": {name: value for name, value in asdict(recipe).items() if name != "lr"},
     }
     refuse_other(folder, "auto")
@@ -111,16 +112,21 @@ def auto(
     try:
         if budget is None:
             assert memory is not None
-            budget = book.noted("budget") or room_for(task, recipe, memory, folder / "plans", say)
+            budget = book.noted("budget") or room_for(task, recipe, memory, folder / "plans", say, head)
             book.note("budget", budget)
         if memory is not None:
             say(f"budget {budget}, and at most {memory / 2**30:.2f} GiB of memory")
         objective = FrontTrial(
-            task, recipe, folder / "plans", head, tuple(exclude), memory, threads_of(limits.workers, engine)
+            task,
+            recipe,
+            folder / "plans",
+            head,
+            tuple(exclude),
+            memory,
+            threads_of(limits.workers, engine),
+            DTYPES[delta_dtype] if delta_dtype else None,
         )
-        candidates, skipped, evidence = contenders(
-            task, recipe, parts, budget, most=EQUIVALENTS - 1, seed=seed, head=head, exclude=exclude
-        )
+        candidates, skipped, evidence = contenders(objective, parts, budget, most=EQUIVALENTS - 1, seed=seed)
         for each in skipped:
             say(f"skipped {each.method} {each.budget}: {each.reason}")
         trials = EQUIVALENTS - 1 - evidence.equivalents
@@ -134,13 +140,13 @@ def auto(
         request |= {"methods": [each.label for each in narrowed], "budgets": [budget]}
         request |= {"trials": limits.trials, "minutes": limits.minutes}
         write_atomic(folder / "request.json", json.dumps(request, indent=1, sort_keys=True))
-        words = task_words or ["--model", task.model_id, "--train", "TRAIN", "--validation", "VALIDATION"]
+        named = task_words or ["--model", task.model_id, "--train", "TRAIN", "--validation", "VALIDATION"]
         recorder = Recorder(
             folder,
             request,
             parts.weights,
             skipped,
-            Words(words, recipe, head, exclude, seed),
+            Words(named, recipe, head, exclude, task.heldout_seed, delta_dtype),
             task,
             show,
             predicted,

@@ -13,7 +13,7 @@ from paretune.files import write_atomic
 from paretune.search.book import Book
 from paretune.search.engines import Cluster, make_engine
 from paretune.search.field import FIELD, Skipped, make_field
-from paretune.search.front_file import FrontFile, Words, candidate_row, trial_row
+from paretune.search.front_file import FrontFile, candidate_row, trial_row
 from paretune.search.front_trial import FrontSpec, FrontTrial
 from paretune.search.jobs import Progress, Scored
 from paretune.search.race import Race
@@ -21,6 +21,7 @@ from paretune.search.ration import Limits
 from paretune.search.standing import on_front
 from paretune.search.threads import threads_of
 from paretune.search.verdict import recommend
+from paretune.search.words import Words
 from paretune.task import Task
 from paretune.tuning import Recipe
 
@@ -107,10 +108,9 @@ def front(
         extra = {"higher_is_better": task.higher_is_better, "seeds": seeds}
         request = identity | extra | {"trials": limits.trials, "minutes": limits.minutes}
         write_atomic(out / "request.json", json.dumps(request, indent=1, sort_keys=True))
-        words = task_words or ["--model", task.model_id, "--train", "TRAIN", "--validation", "VALIDATION"]
-        recorder = Recorder(
-            out, request, parts.weights, skipped, Words(words, recipe, head, exclude, seed), task, show
-        )
+        named = task_words or ["--model", task.model_id, "--train", "TRAIN", "--validation", "VALIDATION"]
+        words = Words(named, recipe, head, exclude, task.heldout_seed)
+        recorder = Recorder(out, request, parts.weights, skipped, words, task, show)
         threads = threads_of(limits.workers, engine)
         objective = FrontTrial(task, recipe, out / "plans", head, tuple(exclude), threads=threads)
         limited = limits.trials is not None or limits.minutes is not None

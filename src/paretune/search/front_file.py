@@ -1,21 +1,19 @@
 """What ``front.json`` holds; docs/front.md describes it."""
 
 import json
-import shlex
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from paretune.errors import PareError
 from paretune.files import write_atomic
-from paretune.search.field import Candidate, Skipped
+from paretune.search.field import Skipped
 from paretune.search.front_trial import FrontSpec
 from paretune.search.jobs import Scored
 from paretune.search.outcome import finite
 from paretune.search.standing import Standing
-from paretune.tuning import Recipe
+from paretune.search.words import Words
 
 SCHEMA = 1
 Status = Literal["running", "finished", "interrupted"]
@@ -121,57 +119,6 @@ def read_front(out: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as problem:
         raise PareError(f"{path}: no front there ({problem}); run `paretune front`") from problem
-
-
-@dataclass(frozen=True)
-class Words:
-    """Writes the commands that train something again.
-
-    Args:
-        task: The words that name the model and the data.
-        recipe: A whole training.
-        head: Whether the head is ``outside`` or ``inside`` the budget.
-        exclude: Patterns of tensors that may not be selected.
-        heldout_seed: Of the draw of the held-out part.
-    """
-
-    task: Sequence[str]
-    recipe: Recipe
-    head: str
-    exclude: Sequence[str]
-    heldout_seed: int
-
-    def trial(self, spec: FrontSpec, steps: int, plan: Path) -> str:
-        """Trains what a trial trained, in the same order, from the same start."""
-        words = ["--plan", str(plan), *self._training(spec.lr, spec.seed, steps)]
-        return self._command(words, f"{spec.candidate}-{spec.seed}")
-
-    def candidate(self, candidate: Candidate, lr: float, seed: int) -> str:
-        """Chooses and trains a candidate for all of the steps."""
-        words = ["--method", candidate.method]
-        if candidate.settings:
-            pairs = candidate.settings.items()
-            words += ["--set", *(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in pairs)]
-        if candidate.budget:
-            words += ["--budget", candidate.budget]
-        words += ["--head", self.head] if self.head != "outside" else []
-        words += ["--exclude", *self.exclude] if self.exclude else []
-        return self._command(words + self._training(lr, seed, None), candidate.name)
-
-    def _training(self, lr: float, seed: int, steps: int | None) -> list[str]:
-        words = ["--lr", f"{lr:g}", "--seed", str(seed), "--heldout-seed", str(self.heldout_seed)]
-        for each in fields(Recipe):
-            value = getattr(self.recipe, each.name)
-            if each.name in ("lr", "checkpoints") or (each.name == "steps" and steps is not None):
-                continue
-            if value != each.default:
-                option = f"--{each.name.replace('_', '-')}"
-                words += [option] if value is True else [option, str(value)]
-        return words + (["--steps", str(steps)] if steps is not None else [])
-
-    def _command(self, words: Sequence[str], name: str) -> str:
-        out = "".join(c if c.isalnum() or c in ".-" else "-" for c in name).strip("-")
-        return shlex.join(["paretune", "tune", *self.task, *words, "--out", f"runs/{out}"])
 
 
 def trial_row(spec: FrontSpec, scored: Scored, words: Words, out: Path) -> TrialRow:

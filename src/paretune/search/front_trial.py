@@ -65,6 +65,7 @@ class FrontTrial:
         exclude: Patterns of tensors that may not be selected.
         most_bytes: A trial that needs more memory than this fails; None sets no limit.
         threads: Threads of a worker process; None leaves them as they are.
+        delta_dtype: Of the shipped values, for budgets in bytes; None takes the base's.
     """
 
     task: Task
@@ -74,6 +75,7 @@ class FrontTrial:
     exclude: tuple[str, ...] = ()
     most_bytes: int | None = None
     threads: int | None = None
+    delta_dtype: torch.dtype | None = None
     _models: SeededModel = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -158,9 +160,10 @@ class FrontTrial:
                 seed=asked.seed,
                 head=self.head,
                 exclude=self.exclude,
+                delta_dtype=self.delta_dtype,
             )
 
-        return Shelf(self.plans).get(f"{asked.candidate}|{asked.seed}", make)
+        return Shelf(self.plans, self.delta_dtype).get(f"{asked.candidate}|{asked.seed}", make)
 
     def _failed(
         self,

@@ -3,12 +3,10 @@
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from paretune.anatomy import anatomy
-from paretune.budget import HeadRule
+from paretune.anatomy import Anatomy, anatomy
 from paretune.errors import PareError
 from paretune.methods import choose, make_method
 from paretune.progress import track
@@ -53,36 +51,40 @@ class Evidence:
 
 
 def contenders(
-    task: Task,
-    recipe: Recipe,
-    parts: Any,
+    objective: FrontTrial,
+    parts: Anatomy,
     budget: str,
     *,
     most: float,
     seed: int,
-    head: HeadRule,
-    exclude: Sequence[str],
 ) -> tuple[list[Candidate], list[Skipped], Evidence]:
     """What competes, and what looking at it takes; evidence gets a fixed part of a whole training.
 
     Args:
-        task: The data.
-        recipe: A whole training.
+        objective: What a trial is: the data, a whole training, what may be selected and how it ships.
         parts: The anatomy of the task's model.
         budget: See :func:`paretune.choose`.
         most: Whole trainings that evidence and trials may be worth together.
         seed: Of everything drawn.
-        head: Whether the head is ``outside`` or ``inside`` the budget.
-        exclude: Patterns of tensors that may not be selected.
 
     Raises:
         PareError: Nothing is possible, or a whole training is too short to be looked into.
     """
+    task, recipe = objective.task, objective.recipe
     examples = recipe.total_steps(len(task.train)) * recipe.batch_size * recipe.accumulation
     samples = max(FEWEST, min(MOST, len(task.train), round(examples / EVIDENCE)))
     model = task.load_model(seed=seed, dtype=recipe.dtype)
     texts = {text: passes for kind in KINDS for text, passes in kind}
-    candidates, skipped = make_field(model, task, parts, list(texts), [budget], head=head, exclude=exclude)
+    candidates, skipped = make_field(
+        model,
+        task,
+        parts,
+        list(texts),
+        [budget],
+        head=objective.head,
+        exclude=objective.exclude,
+        delta_dtype=objective.delta_dtype,
+    )
     if not candidates:
         raise PareError(f"nothing can be tried: {skipped[0].method}: {skipped[0].reason}")
     passes = sum(PREDICTING + texts[_text(each)] for each in candidates)
@@ -118,7 +120,7 @@ def predictions(
     # A model of its own: its head is trained, and half precision is too coarse to look to both sides.
     fine = task.load_model(seed=seed)
     _warm(fine, task, recipe, seed)
-    shelf = Shelf(objective.plans)
+    shelf = Shelf(objective.plans, objective.delta_dtype)
     for each in track(missing, "evidence"):
         try:
             kept = shelf.get(
@@ -131,6 +133,7 @@ def predictions(
                     seed=seed,
                     head=objective.head,
                     exclude=objective.exclude,
+                    delta_dtype=objective.delta_dtype,
                 ),
             )
         except PareError:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from paretune.delta import delta_bytes
 from paretune.files import write_atomic
 from paretune.plan import Plan
@@ -35,9 +37,11 @@ class Shelf:
 
     Args:
         folder: Holds one folder a plan, named by its digest, and ``index``.
+        delta_dtype: Of the values that its plans ship; None takes the base's.
     """
 
     folder: Path
+    delta_dtype: torch.dtype | None = None
 
     def get(self, key: str, make: Callable[[], Plan]) -> Kept:
         """The plan of a key; made now when it is not there.
@@ -55,6 +59,7 @@ class Shelf:
         seconds = time.perf_counter() - start
         folder = plan.digest[:24]
         plan.save(self.folder / folder)
-        entry = {"key": key, "plan": folder, "delta_bytes": delta_bytes(plan), "seconds": seconds}
+        size = delta_bytes(plan, self.delta_dtype)
+        entry = {"key": key, "plan": folder, "delta_bytes": size, "seconds": seconds}
         write_atomic(index, json.dumps(entry))
-        return Kept(plan, folder, entry["delta_bytes"], seconds)
+        return Kept(plan, folder, size, seconds)

@@ -94,6 +94,7 @@ def prepare(train: Rows, validation: Rows | None, settings: Settings) -> dict[st
         "separator": settings.separator,
         "train": splits["train"],
         "heldout": splits.get("heldout"),
+        "heldout_seed": settings.seed,
         "validation": splits.get("validation"),
         "truncated": {name: sum(part.truncated[i] for i in rows) for name, (part, rows) in parts.items()},
         "left_out": left_out,

@@ -46,6 +46,7 @@ class Task:
         separator: What goes between a prompt and its completion.
         train: What is trained on.
         heldout: The seeded part of the training rows that every choice looks at; None if none was asked for.
+        heldout_seed: Seed of that draw.
         validation: What is scored once, at the end; None if none was given.
         truncated: How many rows of each split lost tokens.
         left_out: How many rows of the given train and validation had nothing to learn and were left out.
@@ -67,6 +68,7 @@ class Task:
     separator: str
     train: datasets.Dataset
     heldout: datasets.Dataset | None
+    heldout_seed: int
     validation: datasets.Dataset | None
     truncated: dict[str, int]
     left_out: dict[str, int]
