@@ -1,7 +1,8 @@
 """The README's pictures: printed plans, as a terminal shows them, and the top of a run's page.
 
 ``python -m experiments.picture PLAN [PLAN ...] --out docs/assets/plan.svg``
-``python -m experiments.picture RUN/report.html --out docs/assets/front.png``, after ``make browser``
+``python -m experiments.picture RUN/report.html --out docs/assets/front.png``, after ``make browser`` and
+``paretune front --methods head lora random fish full --budgets 0.5% --epochs 2`` on the data that the demo writes
 """
 
 import argparse
