@@ -2,7 +2,7 @@
 
 ``python -m experiments.picture PLAN [PLAN ...] --out docs/assets/plan.svg``
 ``python -m experiments.picture RUN/report.html --out docs/assets/front.png``, after ``make browser`` and
-``paretune front --methods head lora random fish full --budgets 0.5% --epochs 2`` on the data that the demo writes
+``paretune front --methods head lora random fish full --budgets 0.5% --epochs 2`` on the demo's data
 """
 
 import argparse
