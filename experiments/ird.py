@@ -158,7 +158,9 @@ def write_page(rows: list[dict[str, Any]], path: Path) -> dict[str, int]:
         here = [row for row in rows if row["task"] == task]
         lines += ["", f"## {task} ({metric_name(task)}), {here[0]['steps']} steps, {reading}", "", *_HEADS]
         cells = dict.fromkeys(
-            (row["budget"], int(row["label"].split("|")[1])) for row in here if "|" in row["label"]
+            (row["budget"], int(row["label"].split("|")[1]))
+            for row in here
+            if row["method"] == "ird" and row["label"].endswith(f"|{reading}")
         )
         for budget, n in sorted(cells, key=lambda cell: (-float(cell[0].rstrip("%")), cell[1])):
             scores = {
