@@ -2,9 +2,10 @@
 
 A consumer is handed the blocks of `paretune.evidence.gradients`, or, through `whole`, the factors themselves
 where it knows something cheaper than forming the gradients. Several consumers share one set of blocks.
-Another consumer is a subclass with these two methods; what it holds is its own affair.
+Another consumer is a subclass with the abstract methods; what it holds is its own affair.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -23,16 +24,16 @@ from paretune.evidence.gradients import (
 __all__ = ["AbsSum", "Consumer", "Dots", "ExampleEntries", "ExampleNorms", "SquaredSum", "Sum"]
 
 
-class Consumer:
+class Consumer(ABC):
     """Takes the gradients of every example, tensor by tensor.
 
     `positions` (int64) numbers the examples of the batch within the whole pass: the row of each example in
     what a consumer keeps per example.
     """
 
+    @abstractmethod
     def wants(self, name: str) -> bool:
         """Whether the tensor of this name is of interest."""
-        raise NotImplementedError
 
     def whole(self, gradients: ExampleGradients, positions: Tensor) -> bool:
         """Take a tensor's gradients from their factors, if there is a cheaper way than blocks.
@@ -43,12 +44,12 @@ class Consumer:
         return False
 
     def block(self, name: str, block: Block, positions: Tensor) -> None:
-        """Take one block of a tensor's gradients."""
+        """Take one block of a tensor's gradients; never called where `whole` takes every tensor."""
         raise NotImplementedError
 
+    @abstractmethod
     def totals(self) -> Iterable[Tensor]:
         """What is held; it adds up over processes that each saw a share of the examples."""
-        raise NotImplementedError
 
 
 class _Sums(Consumer):
@@ -87,17 +88,17 @@ class _Sums(Consumer):
             self._add(some, block.values)
             sums[block.rows] = some
 
+    @abstractmethod
     def _add(self, sums: Tensor, values: Tensor) -> None:
         """Add values (b, r, columns) of b examples to sums (r, columns)."""
-        raise NotImplementedError
 
 
 class _PowerSum(_Sums):
     """`sum_i f(g_ij)` for an f with f(ab) = f(a) f(b)."""
 
+    @abstractmethod
     def _power(self, values: Tensor) -> Tensor:
         """Values to f of them, in new memory."""
-        raise NotImplementedError
 
     def whole(self, gradients: ExampleGradients, positions: Tensor) -> bool:
         """See `Consumer`: one position an example, and embeddings, need no blocks."""

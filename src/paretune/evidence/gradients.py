@@ -327,7 +327,10 @@ class ExampleGradients:
 
 def _tensor(factor: Factor) -> Tensor:
     """Some tensor of the gradients' dtype and device."""
-    return factor.left if isinstance(factor, Outer) else factor.values  # type: ignore[attr-defined]
+    if isinstance(factor, Outer):
+        return factor.left
+    assert isinstance(factor, Scatter | Dense)
+    return factor.values
 
 
 def _joined(factors: Sequence[Factor]) -> list[Factor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from paretune.evidence.consumers import Consumer
-from paretune.evidence.gradients import Block, Dense, ExampleGradients, Factor, Outer, Scatter
+from paretune.evidence.gradients import Dense, ExampleGradients, Factor, Outer, Scatter
 from paretune.evidence.groups import Group
 
 __all__ = ["GroupDots"]
@@ -58,10 +58,6 @@ class GroupDots(Consumer):
             found = by_row.new_zeros(len(by_row), count + 1).index_add_(1, columns, by_row)
             self.values[positions] += found[:, :count]
         return True
-
-    def block(self, name: str, block: Block, positions: Tensor) -> None:
-        """See `Consumer`: not called."""
-        raise NotImplementedError
 
     def totals(self) -> Iterable[Tensor]:
         """See `Consumer`."""

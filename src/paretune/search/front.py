@@ -184,12 +184,13 @@ class Recorder:
     def write(self, race: Race, status: Any) -> dict[str, Any]:
         """Write ``front.json``; what was written."""
         higher = self.task.higher_is_better
-        standings = [each for each in race.standings if each.candidate.name not in race.impossible]
+        impossible = race.impossible
+        standings = [each for each in race.standings if each.candidate.name not in impossible]
         front = on_front(standings)
         found = {each.name: each for each in race.candidates}
         late = [
             Skipped(found[name].method, found[name].budget or "", reason)
-            for name, reason in race.impossible.items()
+            for name, reason in impossible.items()
         ]
         spent = race.spent
         return FrontFile(
@@ -199,7 +200,7 @@ class Recorder:
             trials=[
                 trial_row(spec, scored, self.words, self.out)
                 for spec, scored in race.results.values()
-                if not (spec.candidate in race.impossible and "plan" not in scored.details)
+                if not (spec.candidate in impossible and "plan" not in scored.details)
             ],
             candidates=[
                 candidate_row(

@@ -64,10 +64,11 @@ def recommend(standings: Sequence[Standing], metric: str, higher: bool) -> Recom
 def _behind(other: Standing, leads: Mapping[str, Interval], trusted: bool) -> str:
     """A name with how much worse it is on the mean, and at most where the interval is trusted."""
     lead = leads[other.candidate.name]
-    most = f", at most {lead.high:.3f} worse" if trusted else ""
-    if lead.mean < 0:  # the best has further seeds, by which it is ahead
-        return f"{other.candidate.name} ({-lead.mean:.3f} better on the seeds they share{most})"
-    return f"{other.candidate.name} ({lead.mean:.3f} worse{most.removesuffix(' worse')})"
+    if lead.mean >= 0:
+        said, most = f"{lead.mean:.3f} worse", f", at most {lead.high:.3f}"
+    else:  # the best has further seeds, by which it is ahead
+        said, most = f"{-lead.mean:.3f} better on the seeds they share", f", at most {lead.high:.3f} worse"
+    return f"{other.candidate.name} ({said}{most if trusted else ''})"
 
 
 def _effort(standing: Standing) -> tuple[int, int]:
