@@ -34,7 +34,7 @@ class Lora:
 
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of linear layers (peft's LoRA)"
-    learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 6e-4, 2e-3)
+    learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 8e-4, 2e-3, 5e-3)
     rate_power: ClassVar[float] = 0.0
     sized: ClassVar[bool] = True
 
