@@ -2,7 +2,8 @@
 
 ``python -m experiments.picture PLAN [PLAN ...] --out docs/assets/plan.svg``
 ``python -m experiments.picture RUN/report.html --out docs/assets/front.png``, after ``make browser`` and
-``paretune front --methods head lora random fish full --budgets 0.5% --epochs 2`` on the demo's data
+``paretune front --methods head lora random fish full --budgets 0.5% --epochs 2`` on the demo's task with
+500 training and 150 validation texts of each label (``write_data(folder, 500, 150)``)
 """
 
 import argparse

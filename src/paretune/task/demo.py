@@ -34,7 +34,7 @@ PACKAGES = (
     "transformers",
 )
 LABELS = ("class", "function", "module")
-TRAIN, VALIDATION = 500, 150  # texts of each label
+TRAIN, VALIDATION = 300, 100  # texts of each label
 PER_FILE = 3  # most texts of a label from one file: more files, more subjects
 WORDS = (5, 24)  # fewest and most words of a text
 LARGEST = 40_000  # bytes of a source file: larger ones take long to parse and give no more
