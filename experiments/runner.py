@@ -4,6 +4,9 @@ A job is one plan chosen, trained and scored under one seed. Its line in the res
 itself, the scores, the logged losses, counts, seconds and versions. A line that a kill cut off is passed
 over, and its job runs again. What another experiment has run already, whatever it calls it, is copied from
 the results file beside this one.
+
+``PARETUNE_WORKERS=2`` runs two jobs at a time, each in a process of its own with its part of the cores: on a
+CPU one a core is fastest, and a GPU that a small model leaves idle takes several.
 """
 
 import json
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed
 
 from benchmarks.machine import builtin_encoder, describe
 from benchmarks.tables import append, read
@@ -29,6 +33,7 @@ from paretune.task import Task
 from paretune.tuning import Recipe
 
 SHARED = Path(os.environ.get("PARETUNE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
+WORKERS = int(os.environ.get("PARETUNE_WORKERS", "1"))
 NOISE = 0.02  # scores of one seed differ by more than this under another
 METRICS = {"mrpc": "f1", "cola": "matthews", "stsb": "spearman"}
 METRIC_NAMES = {"mrpc": "F1", "cola": "Matthews correlation", "stsb": "Spearman correlation"}
@@ -92,17 +97,23 @@ def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
     jobs = list(jobs)
     done = {row["key"]: row for row in read(path)}
     beside = _beside(path)
-    for number, job in enumerate(jobs):
-        if job.key in done:
-            continue
-        row = beside.get(job.training) or _run(job) | {"machine": describe()}
-        row = row | {"key": job.key, **asdict(job)}
-        done[job.key] = row
+    missing = list({job.key: job for job in jobs if job.key not in done}.values())
+    calls = (delayed(_row)(job, beside.get(job.training)) for job in missing)
+    for number, row in enumerate(Parallel(WORKERS, return_as="generator_unordered")(calls)):
+        done[row["key"]] = row
         append(row, path)
         score = row.get("score")
         said = row["failed"] if score is None else f"{score:.4f}"
-        print(f"{number + 1}/{len(jobs)} {job.task} {job.label or job.method} {job.lr:g} s{job.seed}: {said}")
+        job = f"{row['task']} {row['label'] or row['method']} {row['lr']:g} s{row['seed']}"
+        print(f"{len(jobs) - len(missing) + number + 1}/{len(jobs)} {job}: {said}", flush=True)
     return [done[job.key] for job in jobs]
+
+
+def _row(job: Job, known: dict[str, Any] | None) -> dict[str, Any]:
+    """The line of a job, run unless its results are known."""
+    set_quiet(True)
+    found = known or _run(job) | {"machine": describe()}
+    return found | {"key": job.key, **asdict(job)}
 
 
 def _beside(path: Path) -> dict[str, dict[str, Any]]:

@@ -126,6 +126,23 @@ def test_a_budget_that_holds_nothing_is_a_row_and_an_error_ends_the_run(tmp_path
     assert len(path.read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_another_experiment_has_run_is_copied_once_and_in_order(workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "WORKERS", workers)
+    there = [row("cola", "theirs", "lora", "0.5%", score, seed=seed) for seed, score in enumerate((0.1, 0.2))]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in there))
+    jobs = [Job("cola", "lora", 1e-3, "0.5%", seed=seed, label="ours") for seed in (1, 0)]
+    path = tmp_path / "ours.jsonl"
+    rows = run([*jobs, jobs[0]], path)
+    assert [each["score"] for each in rows] == [0.2, 0.1, 0.2]
+    assert {each["key"] for each in rows} == {job.key for job in jobs}
+    assert {each["run_for"] for each in rows} == {"theirs"}
+    written = path.read_text()
+    assert len(written.splitlines()) == 2
+    assert run(jobs, path) == rows[:2]
+    assert path.read_text() == written
+
+
 def test_every_variant_is_a_method_with_those_settings():
     for label, method, _, settings in [*adapeft.fronts(), *adapeft.controls()]:
         assert make_method(method, settings).name == method, label
