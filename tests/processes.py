@@ -6,6 +6,7 @@ An import of PyTorch and transformers costs seconds, and a test that kills a pro
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,6 +34,26 @@ def start(
     process = _CONTEXT.Process(target=_run, args=(folder, dict(environment or {}), call, arguments))
     process.start()
     return process
+
+
+def launch(ranks: int, folder: Path, call: Callable[..., Any], *arguments: Any) -> None:
+    """Run a call in each process of a distributed run, as a launcher does, over the loopback, to its end.
+
+    Args:
+        ranks: How many processes.
+        folder: What they print goes to ``said-RANK`` in it.
+        call: See :func:`start`.
+        arguments: Of the call, the same for all.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        processes.append(start(folder / f"said-{rank}", call, *arguments, environment=shared | own))
+    assert [ended(process) for process in processes] == [0] * ranks
 
 
 def ended(process: BaseProcess, seconds: float = 120) -> int:

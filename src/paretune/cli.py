@@ -1,9 +1,11 @@
 """The command line: parse, call, print."""
 
+import io
 import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from paretune.cli_tuned import print_tuned, refuse_beside_plan, refuse_only_auto
 from paretune.completion import complete
 from paretune.errors import PareError
 from paretune.options import RECIPE, build_parser
+from paretune.ranks import rank, refuse_several
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -29,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _prepare(options)
     try:
-        COMMANDS[options.command](options)
-        _leave_page(options)
+        with nullcontext() if rank() == 0 else redirect_stdout(io.StringIO()):
+            COMMANDS[options.command](options)
+            _leave_page(options)
     except PareError as problem:
         print(f"paretune: error: {problem}", file=sys.stderr)
         return BAD_INPUT
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _leave_page(options: Namespace) -> None:
     from paretune import cli_report
 
-    if options.command in cli_report.WITH_PAGE:
+    if options.command in cli_report.WITH_PAGE and rank() == 0:
         cli_report.after(options)
 
 
@@ -114,6 +118,7 @@ def _rate(text: str | float | None) -> Any:
 
 
 def _demo(options: Namespace) -> None:
+    refuse_several("paretune demo")
     from paretune.demo import run
 
     run(Path(options.out))
@@ -137,13 +142,14 @@ def _choose(options: Namespace) -> None:
         exclude=options.exclude,
         **settings,
     )
-    if options.out:
+    if options.out and rank() == 0:
         plan.save(options.out)
     print(json.dumps(plan.document(), indent=1) if options.json else plan)
 
 
 def _tune(options: Namespace) -> None:
     if options.method == "auto":
+        refuse_several("paretune tune --method auto")
         from paretune import cli_auto
 
         cli_auto.run(options, _task, _recipe(options))
@@ -180,12 +186,14 @@ def _tune(options: Namespace) -> None:
 
 
 def _search(options: Namespace) -> None:
+    refuse_several("paretune search")
     from paretune import cli_search
 
     cli_search.run(options, _task, _recipe(options))
 
 
 def _front(options: Namespace) -> None:
+    refuse_several("paretune front")
     from paretune import cli_front
 
     cli_front.run(options, _task, _recipe(options))

@@ -1,10 +1,11 @@
 """Progress bars on everything longer than a few seconds; silent when asked, and on other ranks."""
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm.auto import tqdm
+
+from paretune.ranks import rank
 
 Item = TypeVar("Item")
 _quiet = False
@@ -18,7 +19,7 @@ def set_quiet(quiet: bool) -> None:
 
 def is_quiet() -> bool:
     """Whether bars are off: asked for, or this process is not the first of a distributed run."""
-    return _quiet or int(os.environ.get("RANK", "0")) != 0
+    return _quiet or rank() != 0
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -132,16 +132,6 @@ def test_only_one_process_trains_in_a_folder(task, tmp_path):
     assert again == json.loads(json.dumps(first))
 
 
-def test_the_processes_of_one_distributed_run_share_the_folder(task, tmp_path, monkeypatch):
-    def other(_):
-        monkeypatch.setenv("RANK", "1")
-        tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2)
-        monkeypatch.setenv("RANK", "0")
-
-    monkeypatch.setenv("RANK", "0")
-    tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2, say=other)
-
-
 @pytest.mark.parametrize("lr", [None, "sweep"])
 def test_an_interrupted_run_keeps_its_rate_when_the_defaults_change(task, tmp_path, monkeypatch, lr):
     class StopError(Exception):

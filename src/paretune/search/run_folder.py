@@ -1,7 +1,6 @@
 """The folder of one ``tune`` run: what was asked, whether it is finished, and what it goes on with."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 from paretune.errors import PareError
 from paretune.files import write_atomic
+from paretune.ranks import rank
 from paretune.search.lock import Lock
 
 REQUEST, RATE, RESULT, LOCK = "request.json", "lr.json", "result.json", "tune{}.lock"
@@ -29,6 +29,11 @@ class RunFolder:
         self._request: dict[str, Any] = json.loads(json.dumps(request))
         self._beside = beside
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one of a distributed run that writes."""
+        return rank() == 0
+
     @contextmanager
     def held(self) -> Iterator[dict[str, Any] | None]:
         """Keep other processes out; gives the result where the run is finished, else None.
@@ -42,8 +47,8 @@ class RunFolder:
         if finished is not None:
             yield finished
             return
-        rank = os.environ.get("RANK", "0")  # the processes of one distributed run share the folder
-        with Lock(self.path / LOCK.format("" if rank == "0" else rank), "training"):
+        # The processes of one distributed run share the folder.
+        with Lock(self.path / LOCK.format(rank() or ""), "training"):
             yield self._result()  # it may have come to its end in between
 
     def _result(self) -> dict[str, Any] | None:
@@ -65,7 +70,8 @@ class RunFolder:
 
     def begin(self) -> None:
         """Write down what was asked."""
-        write_atomic(self.path / REQUEST, json.dumps(self._request, indent=1, sort_keys=True))
+        if self.writes:
+            write_atomic(self.path / REQUEST, json.dumps(self._request, indent=1, sort_keys=True))
 
     def rate(self, find: Callable[[], float]) -> float:
         """The learning rate of the run, found once.
@@ -76,12 +82,17 @@ class RunFolder:
             find: Finds it, where none is kept in the folder.
         """
         path = self.path / RATE
-        if not path.exists():
-            write_atomic(path, json.dumps({"lr": find()}))
-        return json.loads(path.read_text())["lr"]
+        if path.exists():
+            return json.loads(path.read_text())["lr"]
+        lr = find()
+        if self.writes:
+            write_atomic(path, json.dumps({"lr": lr}))
+        return lr
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, and drop the checkpoints; what ``report_to`` wrote beside them is kept."""
+        if not self.writes:
+            return
         write_atomic(self.path / RESULT, json.dumps(result, indent=1))
         checkpoints, logs = self.path / "checkpoints", self.path / "logs"
         if (checkpoints / "runs").exists():

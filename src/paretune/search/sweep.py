@@ -11,6 +11,7 @@ from paretune.errors import DivergedError, PareError
 from paretune.files import write_atomic
 from paretune.plan import Plan
 from paretune.progress import track
+from paretune.ranks import rank
 from paretune.search.trial import run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe, Reselection
@@ -57,7 +58,7 @@ def sweep(
             rows.append(row | outcome.scores)
         except DivergedError as problem:  # an answer: this rate is too high
             rows.append(row | {"failed": str(problem)})
-        if table:
+        if table and rank() == 0:
             write_atomic(table, json.dumps(rows, indent=1))
     return sorted(rows, key=lambda row: row["lr"])
 

@@ -14,6 +14,7 @@ from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
 from paretune.methods import METHODS, choose, learning_rates, make_method, rechoose
 from paretune.plan import Plan
+from paretune.ranks import wait
 from paretune.search.run_folder import RunFolder
 from paretune.search.sweep import best_rate, sweep, sweep_table
 from paretune.search.trial import run_trial
@@ -68,7 +69,7 @@ def tune(
     (``report_to="tensorboard"``). With ``reselect`` the plan that training begins with is in
     ``first-plan/``, and the last one, the delta's, in ``plan/`` at the end. Called again with the same
     request, a finished run is read back and an interrupted one goes on where it was. One process at a time
-    trains in a folder.
+    trains in a folder, or all those of one distributed run, of which the first writes.
 
     Args:
         task: The data, with a validation part.
@@ -149,7 +150,8 @@ def tune(
         if again:
             again.refuse(plan)
         folder.begin()
-        plan.save(begun)
+        if folder.writes:
+            plan.save(begun)
         say(plan)
         seconds = {"choose": time.perf_counter() - start}
 
@@ -173,10 +175,12 @@ def tune(
             reselect=again,
             **train_settings,
         )
-        if again:
+        if again and folder.writes:
             outcome.plan.save(out / "plan")
         delta = outcome.delta.with_info(scores=outcome.scores, lr=recipe.lr, budget=plan.asked)
-        delta.save(out / "delta.safetensors")
+        if folder.writes:
+            delta.save(out / "delta.safetensors")
+        wait()
         result = {
             "method": method,
             "metric": task.metric,

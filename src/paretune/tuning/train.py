@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from paretune.errors import PareError
 from paretune.plan import Plan
 from paretune.progress import is_quiet
+from paretune.ranks import processes
 from paretune.task import Task
 from paretune.tuning.attach import Tunable, attach, detach
 from paretune.tuning.reporting import check_reporting
@@ -81,10 +82,10 @@ class Recipe:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def total_steps(self, examples: int) -> int:
-        """Optimiser steps on this many training examples (one process)."""
+        """Optimiser steps on this many training examples; each process takes batches of its own."""
         if self.steps is not None:
             return self.steps
-        batches = math.ceil(examples / self.batch_size)
+        batches = math.ceil(examples / (self.batch_size * processes()))
         return max(1, math.ceil(self.epochs * max(1, math.ceil(batches / self.accumulation))))
 
 
@@ -143,6 +144,8 @@ def train(
     output_dir = Path(output_dir)
     run = {"plan": tunable.plan.digest, "data": task.fingerprint, "rows": len(rows), "seed": seed}
     run |= asdict(recipe)
+    if processes() > 1:
+        run |= {"processes": processes()}
     arguments = _arguments(recipe, output_dir, len(rows), seed, report_to)
     if reselect is not None:
         run |= {"reselect": reselect.every}

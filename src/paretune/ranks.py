@@ -1,0 +1,42 @@
+"""The processes of one distributed run, as ``torchrun`` and ``accelerate launch`` start them.
+
+They are asked of the environment, so that nothing has to be imported or connected to know them.
+"""
+
+import os
+
+from paretune.errors import PareError
+
+
+def rank() -> int:
+    """Which process this is; 0 is the first, and the only one that writes and prints."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many processes there are; 1 where none was launched."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait() -> None:
+    """Until every process has come here."""
+    if processes() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def refuse_several(command: str) -> None:
+    """Refuse to run in each process of a distributed run.
+
+    Args:
+        command: What the user has called.
+
+    Raises:
+        PareError: There are several processes.
+    """
+    if processes() > 1:
+        raise PareError(
+            f"{command} is one process, and {processes()} were launched; start it without a launcher, with "
+            "--workers N or --engine ray for trials side by side"
+        )
