@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -36,6 +37,8 @@ def run(options: Namespace, task: Callable[[Namespace], Any], recipe: Recipe) ->
     for name in strategies:
         if name not in STRATEGIES:
             raise PareError(f"--strategies {name}: there is no such{near(name, STRATEGIES)}")
+    for rate in options.lr or ():
+        replace(recipe, lr=rate)  # refuses one that cannot be, before the data are read
     engine = engine_of(options)
     with Live() as live:
         set_quiet(True)  # the one line is enough: no bar for every trial

@@ -191,3 +191,9 @@ def test_the_command(folder, tmp_path, capsys):
     assert "another search" in capsys.readouterr().err
     assert main([*request, "--strategies", "lara"]) == 2
     assert "did you mean 'lora'" in capsys.readouterr().err
+
+
+def test_a_rate_that_cannot_be_is_told_before_anything_is_read(tmp_path, capsys):
+    words = f"search --model no/such --train t --validation v --budget 10% --lr 1e-3 0 --out {tmp_path}/run"
+    assert main(words.split()) == 2
+    assert "lr is 0.0; it must be a number above 0" in capsys.readouterr().err

@@ -50,6 +50,12 @@ def test_rounded_values_are_what_is_scored(task, tmp_path):
     assert fresh_score(task, tmp_path / "run/delta.safetensors", seed=4) == result["scores"]
 
 
+def test_a_precision_of_the_delta_that_there_is_not_is_told(task, tmp_path):
+    with pytest.raises(PareError, match="delta_dtype 'fp16' is none of fp32, bf16"):
+        tune(task, "random", "3%", tmp_path / "run", recipe=RECIPE, lr=1e-2, delta_dtype="fp16")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_bf16_base_gives_its_score_again(task, tmp_path):
     recipe = replace(RECIPE, precision="bf16")
     result = tune(task, "random", "3%", tmp_path / "run", recipe=recipe, lr=1e-2)

@@ -22,7 +22,7 @@ from paretune.search.ration import Limits
 from paretune.search.room import room_for
 from paretune.search.shelf import Shelf
 from paretune.search.threads import threads_of
-from paretune.search.tune import DTYPES, tune
+from paretune.search.tune import tune, values_dtype
 from paretune.search.words import Words
 from paretune.task import Task
 from paretune.tuning import Recipe
@@ -80,6 +80,7 @@ def auto(
         PareError: Anything about the request that cannot work.
     """
     out, limits, recipe = Path(out), limits or Limits(), recipe or Recipe(lr=1.0)
+    values = values_dtype(delta_dtype)
     task.require_validation()
     task.rows("heldout")
     if budget is None and memory is None:
@@ -124,7 +125,7 @@ def auto(
             tuple(exclude),
             memory,
             threads_of(limits.workers, engine),
-            DTYPES[delta_dtype] if delta_dtype else None,
+            values,
         )
         candidates, skipped, evidence = contenders(objective, parts, budget, most=EQUIVALENTS - 1, seed=seed)
         for each in skipped:

@@ -25,6 +25,17 @@ from paretune.tuning.reporting import check_reporting
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def values_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of the shipped values that a name stands for; None keeps the base's.
+
+    Raises:
+        PareError: There is no such name.
+    """
+    if name is None or name in DTYPES:
+        return DTYPES[name] if name else None
+    raise PareError(f"delta_dtype {name!r} is none of {', '.join(DTYPES)}")
+
+
 def rates_of(plan: Plan) -> tuple[float, ...]:
     """The learning rates that suit a plan's method under its settings and at its size, ascending.
 
@@ -108,6 +119,7 @@ def tune(
     if budget is not None:
         Budget.parse(budget)
     again = Reselection(reselect, rechoose) if reselect is not None else None
+    values = values_dtype(delta_dtype)
     task.require_validation()
     check_reporting(train_settings.get("report_to", "none"))
     request = {
@@ -144,7 +156,7 @@ def tune(
                 seed=seed,
                 head=head,
                 exclude=exclude,
-                delta_dtype=DTYPES[delta_dtype] if delta_dtype else None,
+                delta_dtype=values,
                 **(settings or {}),
             )
         if again:
@@ -171,7 +183,7 @@ def tune(
             seed=seed,
             split="validation",
             output_dir=out / "checkpoints",
-            values=DTYPES[delta_dtype] if delta_dtype else None,
+            values=values,
             reselect=again,
             **train_settings,
         )
