@@ -2,7 +2,8 @@
 
 ``python -m experiments.adapeft`` writes ``docs/results/adapeft.jsonl`` and ``adapeft_choices.jsonl`` line by
 line (it can be killed and goes on), and ``adapeft.md`` after every part; its last line is JSON. Rates are
-tuned on held-out train under seed 0 at each budget, then fixed. The parts come in this order, so
+tuned on held-out train under seed 0 at each budget, then fixed; what differs from adapeft only in how native
+weights are chosen takes adapeft's. The parts come in this order, so
 that what is there at any time compares like with like: the fronts' methods at the middle budget, its
 controls, the other budgets, the stability of the choice, more seeds at the middle budget. Within a part all
 tasks and methods of one seed come before the next seed.
@@ -103,10 +104,12 @@ def _scores(
     seeds: Iterable[int],
 ) -> None:
     """Tune the rates that are not known yet, then score."""
+    tuned = list(dict.fromkeys(_tuned_as(variant)[0] for variant in variants))
     tuning = [
         _job(task, variant, budget, lr, options, split="heldout")
         for budget in budgets
-        for variant in variants
+        for variant in [*fronts(), *controls()]
+        if variant[0] in tuned
         for task in tasks
         for lr in rates_to_try(variant[1], variant[3], budget if variant[2] == "" else variant[2])
     ]
@@ -117,10 +120,15 @@ def _scores(
         for budget in budgets
         for variant in variants
         for task in tasks
-        if (place := (task, variant[0], budget if variant[2] == "" else variant[2])) in rates
+        if (place := (task, _tuned_as(variant)[0], budget if variant[2] == "" else variant[2])) in rates
     ]
     run(jobs, path)
     _write(options)
+
+
+def _tuned_as(variant: Variant) -> Variant:
+    """The variant whose rate it takes: the same sort of weights trains, so the same rates suit."""
+    return fronts()[0] if variant[1] == "adapeft" and "added" not in variant[3] else variant
 
 
 def _write(options: argparse.Namespace) -> None:

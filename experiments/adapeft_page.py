@@ -19,9 +19,9 @@ def page(rows: list[dict[str, Any]], choices: dict[str, dict[str, list[float]]],
         "# AdaPEFT: predicted and measured",
         "",
         f"Built-in encoder, {steps or 'no'} steps of 32 examples, bf16 autocast; rates swept on held-out",
-        "train at each budget (seed 0), then fixed. Score on validation times 100, mean (lowest to highest)",
-        "over the seeds. The predicted gain is of the loss, summed over what is taken; the train loss is the",
-        "last one logged.",
+        "train at each budget (seed 0), then fixed; what differs from adapeft only in how native weights are",
+        "chosen takes adapeft's. Score on validation times 100, mean (lowest to highest) over the seeds. The",
+        "predicted gain is of the loss, summed over what is taken; the train loss is the last one logged.",
         "`python -m experiments.adapeft` makes this page.",
     ]
     for task in dict.fromkeys(row["task"] for row in rows):

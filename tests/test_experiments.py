@@ -165,3 +165,31 @@ def test_the_page_of_auto_is_written_from_whatever_there_is():
     assert "| mrpc | 100 | lora all 0.5% | 0.001 | 5.5 |" in text
     found = front.summary(rows, budgets[:1])
     assert (round(found["auto"], 6), found["best_single"][0], found["full"]) == (86.0, "random", None)
+
+
+def test_what_chooses_native_weights_otherwise_takes_the_rate_of_adapeft(tmp_path, monkeypatch):
+    asked = []
+
+    def ran(jobs, path):
+        asked.extend(jobs)
+        return [asdict(job) | {"score": -100 * abs(job.lr - 3e-3), "scores": {"loss": job.lr}} for job in jobs]
+
+    monkeypatch.setattr(adapeft, "run", ran)
+    only = ["--only", "adapeft as published", "adapeft with lora", "norm"]
+    call(
+        adapeft,
+        monkeypatch,
+        *only,
+        "--tasks",
+        "cola",
+        "--middle-tasks",
+        "--stability-seeds",
+        0,
+        "--results",
+        tmp_path,
+    )
+    tuned = {job.label for job in asked if job.split == "heldout"}
+    assert tuned == {"adapeft", "adapeft with lora", "norm"}
+    scored = {(job.label, job.lr) for job in asked if job.split == "validation"}
+    assert ("adapeft as published", 3e-3) in scored
+    assert {label for label, _ in scored} == set(only[1:])
