@@ -172,7 +172,9 @@ def test_what_chooses_native_weights_otherwise_takes_the_rate_of_adapeft(tmp_pat
 
     def ran(jobs, path):
         asked.extend(jobs)
-        return [asdict(job) | {"score": -100 * abs(job.lr - 3e-3), "scores": {"loss": job.lr}} for job in jobs]
+        return [
+            asdict(job) | {"score": -100 * abs(job.lr - 3e-3), "scores": {"loss": job.lr}} for job in jobs
+        ]
 
     monkeypatch.setattr(adapeft, "run", ran)
     only = ["--only", "adapeft as published", "adapeft with lora", "norm"]

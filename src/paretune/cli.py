@@ -41,6 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as problem:
         print(f"paretune: error: {problem}", file=sys.stderr)
         return FAILED
+    except RuntimeError as problem:
+        if type(problem).__name__ != "OutOfMemoryError":  # torch's; nothing here imports torch early
+            raise
+        print(
+            f"paretune: error: {problem}\nA smaller --batch-size, --precision bf16 or a shorter --max-length "
+            "needs less; CUDA_VISIBLE_DEVICES= before the command computes on the CPU.",
+            file=sys.stderr,
+        )
+        return FAILED
     except KeyboardInterrupt:
         then = "starts anew" if options.command == "choose" else "goes on where it was"
         print(f"\nparetune: interrupted; the same command {then}", file=sys.stderr)

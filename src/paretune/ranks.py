@@ -1,11 +1,15 @@
-"""The processes of one distributed run, as ``torchrun`` and ``accelerate launch`` start them.
+"""The processes of a distributed run, as ``torchrun`` and ``accelerate launch`` start them; their devices.
 
-They are asked of the environment, so that nothing has to be imported or connected to know them.
+They are asked of the environment, so that nothing has to be connected to know them.
 """
 
 import os
+from typing import TYPE_CHECKING
 
 from paretune.errors import PareError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def rank() -> int:
@@ -16,6 +20,19 @@ def rank() -> int:
 def processes() -> int:
     """How many processes there are; 1 where none was launched."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> "torch.device":
+    """Where this process computes: its GPU, where there is one that CUDA sees, else the CPU.
+
+    ``CUDA_VISIBLE_DEVICES=`` (none) and ``accelerate launch --cpu`` ask for the CPU.
+    """
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def wait() -> None:

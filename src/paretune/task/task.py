@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from paretune.errors import PareError, near
+from paretune.ranks import device as own_device
 from paretune.task.collate import Collator
 from paretune.task.describe import describe
 from paretune.task.fields import Fields
@@ -188,7 +189,11 @@ class Task:
         }
 
     def load_model(
-        self, seed: int = 0, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None
+        self,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        attn_implementation: str | None = None,
+        device: torch.device | str | None = None,
     ) -> PreTrainedModel:
         """Load the checkpoint with a head for this task; see `load_model_from_spec`.
 
@@ -196,13 +201,16 @@ class Task:
             seed: Seed of the head's weights.
             dtype: Of all weights.
             attn_implementation: As in `from_pretrained`; None takes the model's default.
+            device: Where to; None takes this process's GPU where there is one, as `transformers.Trainer`
+                does. The weights are the same on every device.
 
         Raises:
             PareError: The model cannot be loaded.
         """
-        return load_model_from_spec(
+        model = load_model_from_spec(
             self.model_id, self.spec(), seed, dtype, attn_implementation, self.trust_remote_code
         )
+        return model.to(own_device() if device is None else device)  # type: ignore[arg-type]
 
     def rows(self, split: str | datasets.Dataset) -> datasets.Dataset:
         """A split by name; a data set is returned as it is.

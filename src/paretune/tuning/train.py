@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from paretune.errors import PareError
 from paretune.plan import Plan
 from paretune.progress import is_quiet
-from paretune.ranks import processes
+from paretune.ranks import device, processes
 from paretune.task import Task
 from paretune.tuning.attach import Tunable, attach, detach
 from paretune.tuning.reporting import check_reporting
@@ -231,7 +231,7 @@ def _arguments(
         data_seed=seed,
         disable_tqdm=is_quiet(),
         report_to=report_to if isinstance(report_to, str) else list(report_to),
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device().type == "cpu",
     )
 
 
