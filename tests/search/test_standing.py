@@ -113,3 +113,29 @@ def test_one_short_trial_is_called_that():
     assert "(one seed)" in advice.text
     assert "after 25% of the steps" in advice.text
     assert recommend([], "f1", True) is None
+
+
+def mute(spec, score, loss, correlation=0.0):
+    return FrontSpec(**spec), Scored(
+        score, 1.0, 1.0, loss=loss, details={"scores": {"matthews": correlation}}
+    )
+
+
+def test_models_that_give_one_answer_say_nothing_of_their_rate():
+    rates = (1e-3, 3e-3, 1e-2, 3e-2)
+    spec = {
+        "candidate": "fish 1%",
+        "method": "fish",
+        "settings": {},
+        "budget": "1%",
+        "share": 0.25,
+        "seed": 0,
+    }
+    silent = [mute(spec | {"lr": lr}, 0.7, loss) for lr, loss in ((1e-2, 0.61), (3e-2, 0.58))]
+    found = standing(candidate("fish"), silent, True, rates)
+    assert (found.lr, found.worth) == (1e-2, (0.7, -math.inf))
+    assert rates_of(candidate("fish"), silent, 0.25, True, rates) == [1e-2, 3e-2]
+    # One that answers differently to different examples is worth more than its equals, however large its loss.
+    heard = [*silent, mute(spec | {"lr": 1e-3}, 0.7, 0.9, correlation=0.1)]
+    assert standing(candidate("fish"), heard, True, rates).lr == 1e-3
+    assert rates_of(candidate("fish"), heard, 0.25, True, rates) == [1e-3, 1e-2, 3e-2]

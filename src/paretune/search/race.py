@@ -91,7 +91,7 @@ class Race:
     @property
     def standings(self) -> list[Standing]:
         """How the candidates stand that have a score: those trained the longest first, of these the best."""
-        found = [standing(each, self.results.values(), self.higher) for each in self.candidates]
+        found = [self._standing(each, self.results.values()) for each in self.candidates]
         return sorted(
             (each for each in found if each), key=lambda each: (each.share, each.worth), reverse=True
         )
@@ -179,7 +179,8 @@ class Race:
         specs = []
         for place in range(ladder.carried):
             for candidate in alive:
-                rates = rates_of(candidate, self.results.values(), ladder.first, self.higher)
+                tried = self.rates[candidate.name]
+                rates = rates_of(candidate, self.results.values(), ladder.first, self.higher, tried)
                 if place < len(rates):
                     specs.append(self._spec(candidate, rates[place], ladder.second, self.seed))
         self._run("better half", specs)
@@ -188,7 +189,7 @@ class Race:
         """Seed after seed: all finalists at first, then those that the best is not told apart from."""
         # The rate is settled now: of the largest share that each was tried with before this rung.
         before = [result for result in self.results.values() if result[0].share < ladder.last]
-        ended = {each.name: standing(each, before, self.higher) for each in finalists}
+        ended = {each.name: self._standing(each, before) for each in finalists}
         rates = {name: each.lr for name, each in ended.items() if each}
         while len(finalists) > 1 and self.clock.out_of_time(Cost(1, ladder.last) * len(finalists)):
             finalists = finalists[:-1]  # references come last; the best are first
@@ -207,7 +208,7 @@ class Race:
 
     def _undecided(self, running: Sequence[Candidate], share: float) -> list[Candidate]:
         """The best and those that it is not told apart from, references left out."""
-        found = [standing(each, self.results.values(), self.higher) for each in running]
+        found = [self._standing(each, self.results.values()) for each in running]
         field = [each for each in found if each and each.share == share and not each.candidate.is_reference]
         if not field:
             return []
@@ -224,7 +225,7 @@ class Race:
         """The best so many at a share, taken in turn from each budget; references are always among them."""
         results = [result for result in self.results.values() if result[0].share == share]
         alive = self._alive(candidates)
-        scored = {each.name: standing(each, results, self.higher) for each in alive}
+        scored = {each.name: self._standing(each, results) for each in alive}
         known = {name: each for name, each in scored.items() if each}
         ranked = sorted(
             (each for each in alive if each.name in known),
@@ -238,6 +239,9 @@ class Race:
                 groups.setdefault(each.group, []).append(each)
         turns = [each for turn in _turns(list(groups.values())) for each in turn]
         return [*turns[: max(count - len(references), 1)], *references]
+
+    def _standing(self, candidate: Candidate, results: Iterable[Result]) -> Standing | None:
+        return standing(candidate, results, self.higher, self.rates.get(candidate.name, ()))
 
     def _spec(self, candidate: Candidate, lr: float, share: float, seed: int) -> FrontSpec:
         return FrontSpec(

@@ -9,8 +9,10 @@ from paretune.search.field import Candidate
 from paretune.search.front_trial import FrontSpec
 from paretune.search.intervals import FEWEST_DRAWS, Interval, leads, mean_interval
 from paretune.search.jobs import Scored
+from paretune.search.ladder import middle_first
 
 Result = tuple[FrontSpec, Scored]
+CORRELATIONS = ("matthews", "spearman")  # exactly 0 where all answers are one
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Standing:
         scores: By seed, at that share and rate; higher is better (a loss comes negated). A seed under which
             the trial failed has the worst score of all candidates at that share.
         failed: These seeds.
-        loss: Mean on held-out train.
+        loss: Mean on held-out train; infinite where no trial has learnt to answer differently to different
+            examples. Such a loss says how fast the rate is, not how good.
         results: Of the same.
     """
 
@@ -57,11 +60,14 @@ class Standing:
         return int(self.results[0].details["trained"])
 
 
-def standing(candidate: Candidate, results: Iterable[Result], higher: bool) -> Standing | None:
+def standing(
+    candidate: Candidate, results: Iterable[Result], higher: bool, rates: Sequence[float] = ()
+) -> Standing | None:
     """How a candidate stands; None when none of its trials has a score.
 
     The largest share counts; there, the rate that failed under the fewest seeds, of these the one with the
-    most seeds, and among these of the best score.
+    most seeds, and among these of the best score; of equals the one nearest to the middle of the range that
+    it was tried with, ``rates``, whichever was finished first.
     """
     results = list(results)
     mine = [(spec, scored) for spec, scored in results if spec.candidate == candidate.name]
@@ -81,19 +87,43 @@ def standing(candidate: Candidate, results: Iterable[Result], higher: bool) -> S
         if good:
             signed = {spec.seed: None if s.score is None else sign * s.score for spec, s in rows}
             paid = {seed: worst if score is None else score for seed, score in signed.items()}
-            loss = float(np.mean([scored.loss for scored in good]))
+            loss = np.inf if all(map(_is_mute, good)) else float(np.mean([scored.loss for scored in good]))
             failed = tuple(seed for seed, score in signed.items() if score is None)
             found.append(Standing(candidate, lr, share, paid, loss, good, failed))
-    # Of equals the lower rate, whichever was finished first.
-    return max(found, key=lambda each: (-len(each.failed), len(each.scores), each.worth, -each.lr))
+    return max(found, key=lambda s: (-len(s.failed), len(s.scores), s.worth, -_far(s.lr, rates), -s.lr))
 
 
-def rates_of(candidate: Candidate, results: Iterable[Result], share: float, higher: bool) -> list[float]:
-    """A candidate's learning rates by their scores at a share, best first; those without one are left out."""
+def _is_mute(scored: Scored) -> bool:
+    """Whether a trial's model gives every example the same answer."""
+    scores = scored.details.get("scores") or {}
+    return any(scores.get(name) == 0.0 for name in CORRELATIONS)
+
+
+def _far(lr: float, rates: Sequence[float]) -> int:
+    """How far from the middle of a range a rate is; one that is not in it is the farthest."""
+    order = middle_first(rates, len(rates))
+    return order.index(lr) if lr in order else len(order)
+
+
+def rates_of(
+    candidate: Candidate, results: Iterable[Result], share: float, higher: bool, rates: Sequence[float] = ()
+) -> list[float]:
+    """A candidate's learning rates by their scores at a share, best first; those without one are left out.
+
+    Of equals as :func:`standing`.
+    """
     rows = [r for r in results if r[0].candidate == candidate.name and r[0].share == share]
-    good = [(spec.lr, (1 if higher else -1) * s.score, -s.loss) for spec, s in rows if s.score is not None]
-    ranked = sorted(good, key=lambda each: (*each[1:], -each[0]), reverse=True)
-    return list(dict.fromkeys(lr for lr, _, _ in ranked))
+    good = [
+        (
+            (1 if higher else -1) * s.score,
+            -np.inf if _is_mute(s) else -s.loss,
+            -_far(spec.lr, rates),
+            -spec.lr,
+        )
+        for spec, s in rows
+        if s.score is not None
+    ]
+    return list(dict.fromkeys(-minus for *_, minus in sorted(good, reverse=True)))
 
 
 def told_apart(best: Standing, others: Sequence[Standing]) -> dict[str, Interval]:
