@@ -135,7 +135,7 @@ def test_models_that_give_one_answer_say_nothing_of_their_rate():
     found = standing(candidate("fish"), silent, True, rates)
     assert (found.lr, found.worth) == (1e-2, (0.7, -math.inf))
     assert rates_of(candidate("fish"), silent, 0.25, True, rates) == [1e-2, 3e-2]
-    # One that answers differently to different examples is worth more than its equals, however large its loss.
+    # One that answers differently to different examples is worth more than its equals, whatever its loss.
     heard = [*silent, mute(spec | {"lr": 1e-3}, 0.7, 0.9, correlation=0.1)]
     assert standing(candidate("fish"), heard, True, rates).lr == 1e-3
     assert rates_of(candidate("fish"), heard, 0.25, True, rates) == [1e-3, 1e-2, 3e-2]
