@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import multiprocessing
 
 import pytest
 
@@ -165,7 +166,9 @@ def test_every_method_of_the_story_is_there():
     assert set(demo.MAPPED) <= set(methods)
 
 
-def test_a_command_that_fails_stops_the_story(capfd):
+def test_a_command_that_fails_stops_the_story(capfd, monkeypatch):
+    # Copies speak where the first of them was started, which another test may have done.
+    monkeypatch.setattr(demo, "_copies", lambda: multiprocessing.get_context("spawn"))
     with pytest.raises(PareError, match="failed with exit status 2"):
         CALL(["tune", "--method", "fish"])
     assert "the following arguments are required" in capfd.readouterr().err
