@@ -49,7 +49,7 @@ RUNS: tuple[tuple[str, str], ...] = (
 # IRD starts from eight times as many examples, which is a third of what fish looks at.
 SETTINGS: dict[str, dict[str, int]] = {"ird": {"samples": 32}}
 FRONT = ("lora", "random")  # against each other under several seeds, at the end
-FRONT_STEPS, FRONT_TRIALS, FRONT_SEEDS = 30, 12, 3  # a whole training there; in all; of what goes to the end
+FRONT_STEPS, FRONT_TRIALS, FRONT_SEEDS = 20, 12, 3  # a whole training there; in all; of what goes to the end
 MAPPED = ("fish", "adapeft", "s4")  # whose plans are shown
 SHOWN = 66  # most characters of an example
 PRELOADED = ["paretune.cli", "paretune.methods", "paretune.search.tune", "paretune.search.front"]
