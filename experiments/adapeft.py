@@ -104,12 +104,11 @@ def _scores(
     seeds: Iterable[int],
 ) -> None:
     """Tune the rates that are not known yet, then score."""
-    tuned = list(dict.fromkeys(_tuned_as(variant)[0] for variant in variants))
+    tuned = {variant[0]: variant for variant in map(_tuned_as, variants)}
     tuning = [
         _job(task, variant, budget, lr, options, split="heldout")
         for budget in budgets
-        for variant in [*fronts(), *controls()]
-        if variant[0] in tuned
+        for variant in tuned.values()
         for task in tasks
         for lr in rates_to_try(variant[1], variant[3], budget if variant[2] == "" else variant[2])
     ]

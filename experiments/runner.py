@@ -93,7 +93,6 @@ def run(jobs: Iterable[Job], path: Path) -> list[dict[str, Any]]:
     A training that diverges and a budget that is too small are results (`failed`); any other error ends the
     run, and the same command goes on there.
     """
-    set_quiet(True)
     jobs = list(jobs)
     done = {row["key"]: row for row in read(path)}
     beside = _beside(path)

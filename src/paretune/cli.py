@@ -14,7 +14,7 @@ from paretune.cli_tuned import print_tuned, refuse_beside_plan, refuse_only_auto
 from paretune.completion import complete
 from paretune.errors import PareError
 from paretune.options import RECIPE, build_parser
-from paretune.ranks import rank, refuse_several
+from paretune.ranks import is_first, refuse_several
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _prepare(options)
     try:
-        with nullcontext() if rank() == 0 else redirect_stdout(io.StringIO()):
+        with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
             COMMANDS[options.command](options)
             _leave_page(options)
     except PareError as problem:
@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"paretune: error: {problem}", file=sys.stderr)
         return FAILED
     except RuntimeError as problem:
-        if type(problem).__name__ != "OutOfMemoryError":  # torch's; nothing here imports torch early
+        import torch
+
+        if not isinstance(problem, torch.OutOfMemoryError):
             raise
         print(
             f"paretune: error: {problem}\nA smaller --batch-size, --precision bf16 or a shorter --max-length "
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _leave_page(options: Namespace) -> None:
     from paretune import cli_report
 
-    if options.command in cli_report.WITH_PAGE and rank() == 0:
+    if options.command in cli_report.WITH_PAGE and is_first():
         cli_report.after(options)
 
 
@@ -151,7 +153,7 @@ def _choose(options: Namespace) -> None:
         exclude=options.exclude,
         **settings,
     )
-    if options.out and rank() == 0:
+    if options.out and is_first():
         plan.save(options.out)
     print(json.dumps(plan.document(), indent=1) if options.json else plan)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from paretune.ranks import device
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _PEAK_AGAIN = "5"  # what Linux takes as: the peak starts from what is resident now
@@ -15,7 +17,7 @@ _PEAK_AGAIN = "5"  # what Linux takes as: the peak starts from what is resident 
 
 def peak_bytes() -> int:
     """Peak memory since the start or :func:`reset_peak`: of the CUDA device, else of this process (RSS)."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         return torch.cuda.max_memory_allocated()
     if _STATUS.exists():
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -30,7 +32,7 @@ def reset_peak() -> None:
     Where the system cannot (macOS, a kernel that forbids it), the peak goes on counting from the start of
     the process, and a figure to compare is taken in a process of its own.
     """
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return

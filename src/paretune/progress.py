@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-from paretune.ranks import rank
+from paretune.ranks import is_first
 
 Item = TypeVar("Item")
 _quiet = False
@@ -19,7 +19,7 @@ def set_quiet(quiet: bool) -> None:
 
 def is_quiet() -> bool:
     """Whether bars are off: asked for, or this process is not the first of a distributed run."""
-    return _quiet or rank() != 0
+    return _quiet or not is_first()
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

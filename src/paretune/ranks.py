@@ -10,11 +10,17 @@ from paretune.errors import PareError
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
 
 def rank() -> int:
-    """Which process this is; 0 is the first, and the only one that writes and prints."""
+    """Which process this is, from 0."""
     return int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints; it is where none was launched."""
+    return rank() == 0
 
 
 def processes() -> int:
@@ -35,12 +41,17 @@ def device() -> "torch.device":
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def state() -> "PartialState":
+    """The processes as accelerate sees them, which connects them."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=device().type == "cpu")
+
+
 def wait() -> None:
     """Until every process has come here."""
     if processes() > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+        state().wait_for_everyone()
 
 
 def refuse_several(command: str) -> None:
@@ -54,6 +65,6 @@ def refuse_several(command: str) -> None:
     """
     if processes() > 1:
         raise PareError(
-            f"{command} is one process, and {processes()} were launched; start it without a launcher, with "
-            "--workers N or --engine ray for trials side by side"
+            f"{command} is one process, and {processes()} were launched; start it without a launcher (front, "
+            "search and auto run trials side by side with --workers N or --engine ray)"
         )

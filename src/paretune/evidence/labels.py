@@ -1,5 +1,6 @@
 """Which loss of an example is differentiated: with its own label, with each label, with a sampled one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ def with_noise(
     return {**batch, _NOISE: torch.from_numpy(noise).to(target.device)}
 
 
-class _FromLogits:
+class _FromLogits(ABC):
     """Losses made from a model's logits."""
 
     def __init__(self, kind: Kind) -> None:
@@ -102,9 +103,9 @@ class _FromLogits:
         logits = self.kind.logits(model, {key: value for key, value in batch.items() if key != _NOISE})
         return self.losses(logits, batch)
 
+    @abstractmethod
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """Losses (examples,) or (several, examples)."""
-        raise NotImplementedError
 
 
 class _EachClass(_FromLogits):

@@ -6,8 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env, reduce
+from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
 
 from paretune.errors import PareError
@@ -17,6 +16,7 @@ from paretune.evidence.draw import name_of
 from paretune.evidence.labels import Contrasts, Form, Labels, contrasts, losses_for, with_noise
 from paretune.evidence.precision import Precision
 from paretune.progress import track
+from paretune.ranks import state
 from paretune.task import Task
 from paretune.task.kinds import find_kind
 
@@ -66,19 +66,19 @@ def evidence_pass(
     """
     chosen = np.asarray(indices, np.int64)
     evidence = _Pass(model, task, chosen, split, batch_size, labels, form, seed, precision)
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # what `accelerate launch` asked for
+    processes = state()
     failure: list[str] = []
     try:
-        losses = evidence.run(consumers, state.process_index, state.num_processes)
+        losses = evidence.run(consumers, processes.process_index, processes.num_processes)
     except PareError as error:
-        if state.num_processes == 1:
+        if processes.num_processes == 1:
             raise
         failure.append(str(error))
-    if state.num_processes > 1:
+    if processes.num_processes > 1:
         for text in gather_object(failure):  # every process fails, none waits for the others for ever
             raise PareError(text)
         for total in (losses, *(total for consumer in consumers for total in consumer.totals())):
-            total.copy_(reduce(total.to(state.device), "sum"))
+            total.copy_(reduce(total.to(processes.device), "sum"))
     return losses if labels == "contrasts" else losses[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from paretune.errors import PareError
 from paretune.files import write_atomic
-from paretune.ranks import rank
+from paretune.ranks import is_first, rank
 from paretune.search.lock import Lock
 
 REQUEST, RATE, RESULT, LOCK = "request.json", "lr.json", "result.json", "tune{}.lock"
@@ -28,11 +28,6 @@ class RunFolder:
         self.path = path
         self._request: dict[str, Any] = json.loads(json.dumps(request))
         self._beside = beside
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process is the one of a distributed run that writes."""
-        return rank() == 0
 
     @contextmanager
     def held(self) -> Iterator[dict[str, Any] | None]:
@@ -70,7 +65,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Write down what was asked."""
-        if self.writes:
+        if is_first():
             write_atomic(self.path / REQUEST, json.dumps(self._request, indent=1, sort_keys=True))
 
     def rate(self, find: Callable[[], float]) -> float:
@@ -85,13 +80,13 @@ class RunFolder:
         if path.exists():
             return json.loads(path.read_text())["lr"]
         lr = find()
-        if self.writes:
+        if is_first():
             write_atomic(path, json.dumps({"lr": lr}))
         return lr
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, and drop the checkpoints; what ``report_to`` wrote beside them is kept."""
-        if not self.writes:
+        if not is_first():
             return
         write_atomic(self.path / RESULT, json.dumps(result, indent=1))
         checkpoints, logs = self.path / "checkpoints", self.path / "logs"

@@ -26,8 +26,8 @@ class Standing:
         scores: By seed, at that share and rate; higher is better (a loss comes negated). A seed under which
             the trial failed has the worst score of all candidates at that share.
         failed: These seeds.
-        loss: Mean on held-out train; infinite where no trial has learnt to answer differently to different
-            examples. Such a loss says how fast the rate is, not how good.
+        loss: Mean on held-out train; infinite where a trial has not learnt to answer different examples
+            differently. Such a loss says how fast the rate is, not how good.
         results: Of the same.
     """
 
@@ -87,16 +87,16 @@ def standing(
         if good:
             signed = {spec.seed: None if s.score is None else sign * s.score for spec, s in rows}
             paid = {seed: worst if score is None else score for seed, score in signed.items()}
-            loss = np.inf if all(map(_is_mute, good)) else float(np.mean([scored.loss for scored in good]))
+            loss = float(np.mean([_telling_loss(scored) for scored in good]))
             failed = tuple(seed for seed, score in signed.items() if score is None)
             found.append(Standing(candidate, lr, share, paid, loss, good, failed))
     return max(found, key=lambda s: (-len(s.failed), len(s.scores), s.worth, -_far(s.lr, rates), -s.lr))
 
 
-def _is_mute(scored: Scored) -> bool:
-    """Whether a trial's model gives every example the same answer."""
+def _telling_loss(scored: Scored) -> float:
+    """A trial's loss; infinite where its model gives every example the same answer."""
     scores = scored.details.get("scores") or {}
-    return any(scores.get(name) == 0.0 for name in CORRELATIONS)
+    return float("inf") if any(scores.get(name) == 0.0 for name in CORRELATIONS) else scored.loss
 
 
 def _far(lr: float, rates: Sequence[float]) -> int:
@@ -112,18 +112,13 @@ def rates_of(
 
     Of equals as :func:`standing`.
     """
-    rows = [r for r in results if r[0].candidate == candidate.name and r[0].share == share]
-    good = [
-        (
-            (1 if higher else -1) * s.score,
-            -np.inf if _is_mute(s) else -s.loss,
-            -_far(spec.lr, rates),
-            -spec.lr,
-        )
-        for spec, s in rows
-        if s.score is not None
+    found = [
+        ((1 if higher else -1) * scored.score, -_telling_loss(scored), -_far(spec.lr, rates), spec.lr)
+        for spec, scored in results
+        if spec.candidate == candidate.name and spec.share == share and scored.score is not None
     ]
-    return list(dict.fromkeys(-minus for *_, minus in sorted(good, reverse=True)))
+    ranked = sorted(found, key=lambda row: (*row[:-1], -row[-1]), reverse=True)
+    return list(dict.fromkeys(lr for *_, lr in ranked))
 
 
 def told_apart(best: Standing, others: Sequence[Standing]) -> dict[str, Interval]:

@@ -11,7 +11,7 @@ from paretune.errors import DivergedError, PareError
 from paretune.files import write_atomic
 from paretune.plan import Plan
 from paretune.progress import track
-from paretune.ranks import rank
+from paretune.ranks import is_first
 from paretune.search.trial import run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe, Reselection
@@ -58,7 +58,7 @@ def sweep(
             rows.append(row | outcome.scores)
         except DivergedError as problem:  # an answer: this rate is too high
             rows.append(row | {"failed": str(problem)})
-        if table and rank() == 0:
+        if table and is_first():
             write_atomic(table, json.dumps(rows, indent=1))
     return sorted(rows, key=lambda row: row["lr"])
 

@@ -14,7 +14,7 @@ from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
 from paretune.methods import METHODS, choose, learning_rates, make_method, rechoose
 from paretune.plan import Plan
-from paretune.ranks import wait
+from paretune.ranks import is_first, wait
 from paretune.search.run_folder import RunFolder
 from paretune.search.sweep import best_rate, sweep, sweep_table
 from paretune.search.trial import run_trial
@@ -31,9 +31,11 @@ def values_dtype(name: str | None) -> torch.dtype | None:
     Raises:
         PareError: There is no such name.
     """
-    if name is None or name in DTYPES:
-        return DTYPES[name] if name else None
-    raise PareError(f"delta_dtype {name!r} is none of {', '.join(DTYPES)}")
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise PareError(f"delta_dtype {name!r} is none of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def rates_of(plan: Plan) -> tuple[float, ...]:
@@ -162,7 +164,7 @@ def tune(
         if again:
             again.refuse(plan)
         folder.begin()
-        if folder.writes:
+        if is_first():
             plan.save(begun)
         say(plan)
         seconds = {"choose": time.perf_counter() - start}
@@ -187,10 +189,10 @@ def tune(
             reselect=again,
             **train_settings,
         )
-        if again and folder.writes:
+        if again and is_first():
             outcome.plan.save(out / "plan")
         delta = outcome.delta.with_info(scores=outcome.scores, lr=recipe.lr, budget=plan.asked)
-        if folder.writes:
+        if is_first():
             delta.save(out / "delta.safetensors")
         wait()
         result = {
