@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_SHARDED = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}  # as accelerate has them
+
+
 def rank() -> int:
     """Which process this is, from 0."""
     return int(os.environ.get("RANK", "0"))
@@ -39,6 +43,15 @@ def device() -> "torch.device":
     if not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def gpus() -> list[str]:
+    """The GPUs that CUDA shows this process, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    import torch
+
+    count = torch.cuda.device_count() if device().type == "cuda" else 0
+    named = os.environ.get(VISIBLE, "")
+    return (named.split(",") if named else list(map(str, range(count))))[:count]
 
 
 def state() -> "PartialState":
@@ -68,3 +81,19 @@ def refuse_several(command: str) -> None:
             f"{command} is one process, and {processes()} were launched; start it without a launcher (front, "
             "search and auto run trials side by side with --workers N or --engine ray)"
         )
+
+
+def refuse_sharded() -> None:
+    """Refuse a launcher that splits each weight over the processes: what is trained are parts of whole ones.
+
+    Raises:
+        PareError: ``accelerate launch`` was told to.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    for variable, name in _SHARDED.items():
+        if parse_flag_from_env(f"ACCELERATE_USE_{variable}"):
+            raise PareError(
+                f"{name} splits the weights over the processes; paretune trains parts of whole ones, whose "
+                "optimiser state is small already; start with torchrun or accelerate launch --multi_gpu"
+            )

@@ -1,8 +1,15 @@
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 
 from paretune.errors import PareError
+from paretune.ranks import VISIBLE
 from paretune.search.engines import Here, Workers, make_engine
-from paretune.search.jobs import Job
+from paretune.search.jobs import Job, Scored
 from paretune.search.ration import Limits
 from tests.search.counted import Counted
 from tests.search.designs_help import calls, run
@@ -66,3 +73,42 @@ def test_jobs_are_taken_only_when_they_can_be_begun(tmp_path, workers):
     engine.run(jobs(), Desk())
     engine.close()
     assert len(begun) == len(calls(tmp_path / "log")) == 6
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Writes down which GPU its process sees; the first process to run seed 2 dies of it."""
+
+    folder: Path
+
+    def __call__(self, spec):
+        time.sleep(0.2)  # so that no worker runs them all
+        with (self.folder / "seen").open("a") as file:
+            file.write(f"{os.getpid()} {os.environ[VISIBLE]}\n")
+        if spec["seed"] == 2 and not (self.folder / "died").exists():
+            (self.folder / "died").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Scored(1.0, 0.2, 0.2)
+
+
+class Forgetful:
+    def begin(self, job):
+        return 1
+
+    def finish(self, trial, job, scored):
+        pass
+
+    def give_up(self, trial, reason):
+        pass
+
+
+def test_workers_are_shared_out_over_the_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("paretune.search.engines.workers.gpus", lambda: ["4", "GPU-7"])
+    monkeypatch.delenv(VISIBLE, raising=False)
+    engine = make_engine(Looking(tmp_path), workers=2)
+    engine.run([Job(str(n), {"seed": n}, 0.1) for n in range(6)], Forgetful())
+    engine.close()
+    assert VISIBLE not in os.environ
+    seen = dict(line.split() for line in (tmp_path / "seen").read_text().splitlines())
+    died = (tmp_path / "died").read_text()
+    assert sorted(seen.values()) == sorted(["4", "GPU-7", seen[died]])  # who took its place has its GPU

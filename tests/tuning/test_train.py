@@ -274,6 +274,26 @@ def test_steps_are_counted_as_trainer_counts_them():
     assert Recipe(lr=1.0, epochs=0.5, batch_size=32).total_steps(100) == 2
 
 
+def test_of_several_gpus_one_is_used_unless_a_launcher_starts_more(tmp_path, monkeypatch):
+    """Trainer would put the model into `nn.DataParallel`, whose copies train nothing of a mask."""
+    from paretune.tuning.train import _arguments
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    arguments = _arguments(QUICK, tmp_path, 100, 0, "none")
+    assert arguments.device.type == "cuda"
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == QUICK.batch_size
+
+
+def test_data_parallel_copies_are_refused(task):
+    model = attach(task.load_model(), choose("random", task.load_model(), task, "5%"))
+    with pytest.raises(PareError, match=r"DataParallel.*torchrun"):
+        for module in model.modules():  # as torch.nn.DataParallel does before every step
+            module._replicate_for_data_parallel()
+
+
 def test_callbacks_and_gradient_checkpointing_work(task, tmp_path):
     seen = []
 

@@ -14,7 +14,7 @@ from paretune.budget import Budget, HeadRule
 from paretune.errors import PareError
 from paretune.methods import METHODS, choose, learning_rates, make_method, rechoose
 from paretune.plan import Plan
-from paretune.ranks import is_first, wait
+from paretune.ranks import is_first, refuse_sharded, wait
 from paretune.search.run_folder import RunFolder
 from paretune.search.sweep import best_rate, sweep, sweep_table
 from paretune.search.trial import run_trial
@@ -123,6 +123,7 @@ def tune(
     again = Reselection(reselect, rechoose) if reselect is not None else None
     values = values_dtype(delta_dtype)
     task.require_validation()
+    refuse_sharded()
     check_reporting(train_settings.get("report_to", "none"))
     request = {
         "method": method,

@@ -214,6 +214,12 @@ class Tunable(nn.Module):
             parameter.grad = None
             parameter.requires_grad_(self._required_grad.get(name, False))
 
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        raise PareError(
+            "torch.nn.DataParallel copies weights without the way back to what is trained of them; on "
+            "several GPUs start with torchrun or accelerate launch, or show one: CUDA_VISIBLE_DEVICES=0"
+        )
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Nothing: the weights hold the values."""
 

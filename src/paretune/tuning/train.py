@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from paretune.errors import PareError
 from paretune.plan import Plan
 from paretune.progress import is_quiet
-from paretune.ranks import device, processes
+from paretune.ranks import device, processes, refuse_sharded
 from paretune.task import Task
 from paretune.tuning.attach import Tunable, attach, detach
 from paretune.tuning.reporting import check_reporting
@@ -132,12 +132,13 @@ def train(
 
     Raises:
         PareError: No plan is attached, a setting is out of range, ``output_dir`` holds another run, the loss
-            is not finite, training changed nothing, ``report_to`` cannot work, or the plan's mask cannot be
-            chosen again.
+            is not finite, training changed nothing, ``report_to`` cannot work, the plan's mask cannot be
+            chosen again, or the launcher splits weights over processes (FSDP, DeepSpeed).
     """
     tunable = getattr(model, "paretune", None)
     if not isinstance(tunable, Tunable):
         raise PareError("no plan is attached to this model; attach one with paretune.attach(model, plan)")
+    refuse_sharded()
     check_reporting(report_to)
     recipe = recipe if recipe is not None else _recipe(settings)
     rows = examples if examples is not None else task.train
@@ -208,7 +209,7 @@ def _arguments(
     recipe: Recipe, output_dir: Path, rows: int, seed: int, report_to: str | Sequence[str]
 ) -> TrainingArguments:
     steps = recipe.total_steps(rows)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir),
         learning_rate=recipe.lr,
         max_steps=steps,
@@ -233,6 +234,9 @@ def _arguments(
         report_to=report_to if isinstance(report_to, str) else list(report_to),
         use_cpu=device().type == "cpu",
     )
+    # Seeing several GPUs, Trainer would copy the model to all (nn.DataParallel), and the batch would grow.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _recomputation(wanted: bool) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from paretune.errors import PareError
+from paretune.ranks import VISIBLE, gpus
 from paretune.search.engines.base import ATTEMPTS, Desk, Waiting
 from paretune.search.jobs import Job, Objective, Scored
 
@@ -18,6 +20,8 @@ GOODBYE = 3.0  # seconds for an idle worker to go
 class Workers:
     """Hands trials to worker processes; a worker that dies is replaced, and its trial begun again.
 
+    Where there are several GPUs, the workers are shared out over them; each sees one.
+
     Args:
         objective: What a trial is; it is pickled once for each worker.
         workers: Number of processes.
@@ -26,7 +30,7 @@ class Workers:
     def __init__(self, objective: Objective, workers: int = 2) -> None:
         self._objective = objective
         self._context = multiprocessing.get_context("spawn")
-        self._workers = [self._start() for _ in range(workers)]
+        self._workers = [self._start(place) for place in range(workers)]
 
     def run(self, jobs: Iterable[Job], desk: Desk) -> None:
         """Run all jobs, as many at a time as there are workers.
@@ -72,10 +76,11 @@ class Workers:
             process.join()
         self._workers = []
 
-    def _start(self) -> tuple[Connection, BaseProcess]:
+    def _start(self, place: int) -> tuple[Connection, BaseProcess]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, self._objective), daemon=True)
-        process.start()
+        with _one_gpu(place):
+            process.start()
         theirs.close()  # so that the end of the worker is the end of the pipe
         return ours, process
 
@@ -93,8 +98,23 @@ class Workers:
             process = self._workers[place][1]
             process.join()
             connection.close()
-            self._workers[place] = self._start()
+            self._workers[place] = self._start(place)
             return process.exitcode
+
+
+@contextlib.contextmanager
+def _one_gpu(place: int) -> Iterator[None]:
+    """Processes started in the block see one of this one's GPUs: the next for each place, and round again."""
+    there, before = gpus(), os.environ.get(VISIBLE)
+    if there:
+        os.environ[VISIBLE] = there[place % len(there)]
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VISIBLE] = before
+        elif there:
+            del os.environ[VISIBLE]
 
 
 def _lost(job: Job, code: int | None) -> str:
