@@ -147,8 +147,8 @@ _OVERLAP = (
     "what holds where deltas disagree: nothing (%(default)s), the mean in the head alone, the mean, the last"
 )
 _PRECISION = (
-    "fp32; amp: bf16 autocast over an fp32 base; bf16: base in bf16, fp32 masters for what is trained "
-    "(%(default)s)"
+    "fp32; amp: autocast over an fp32 base, in bf16 (in fp16 on GPUs without it); bf16: base in bf16, fp32 "
+    "masters for what is trained (%(default)s)"
 )
 
 

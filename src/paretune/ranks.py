@@ -54,6 +54,13 @@ def gpus() -> list[str]:
     return (named.split(",") if named else list(map(str, range(count))))[:count]
 
 
+def has_bf16(where: "torch.device") -> bool:
+    """Whether a device multiplies in bfloat16; GPUs before Ampere (T4, V100) do not. A CPU always can."""
+    import torch
+
+    return where.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def state() -> "PartialState":
     """The processes as accelerate sees them, which connects them."""
     from accelerate import PartialState

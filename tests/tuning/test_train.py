@@ -287,6 +287,53 @@ def test_of_several_gpus_one_is_used_unless_a_launcher_starts_more(tmp_path, mon
     assert arguments.train_batch_size == QUICK.batch_size
 
 
+@pytest.mark.parametrize("ampere", [True, False])
+def test_autocast_is_in_fp16_on_a_gpu_without_bf16(ampere, tmp_path, monkeypatch):
+    from paretune.tuning.train import _arguments
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: ampere)
+    arguments = _arguments(replace(QUICK, precision="amp"), tmp_path, 100, 0, "none")
+    assert (arguments.bf16, arguments.fp16) == (ampere, not ampere)
+    arguments = _arguments(QUICK, tmp_path, 100, 0, "none")
+    assert not (arguments.bf16 or arguments.fp16)
+
+
+@pytest.mark.parametrize("method", ["fish", "lora"])
+def test_a_scaled_loss_in_fp16_trains_the_same(task, method):
+    """What Trainer does under fp16, which it refuses on a CPU; a step whose gradients overflow is left out."""
+
+    def trained(half, scale):
+        torch.manual_seed(0)
+        model = task.load_model().eval()  # no dropout
+        attach(model, choose(method, task.load_model(), task, "5%"))
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        before = [p.detach().clone() for p in parameters]
+        for batch in task.batches("train", 16, range(64)):
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                loss = model(**batch).loss
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before, strict=True)])
+        return moved, scaler.get_scale()
+
+    wanted, _ = trained(half=False, scale=1.0)
+    found, scale = trained(half=True, scale=2.0**12)
+    assert scale == 2.0**12
+    assert torch.nn.functional.cosine_similarity(found, wanted, dim=0) > 0.999
+    overflowing, scale = trained(half=True, scale=2.0**30)
+    assert scale < 2.0**30
+    assert overflowing.isfinite().all()
+
+
 def test_data_parallel_copies_are_refused(task):
     model = attach(task.load_model(), choose("random", task.load_model(), task, "5%"))
     with pytest.raises(PareError, match=r"DataParallel.*torchrun"):

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from paretune.errors import PareError
+from paretune.ranks import has_bf16
 
 __all__ = ["Precision", "casting", "check_precision"]
 
@@ -29,7 +30,7 @@ def check_precision(model: nn.Module, precision: Precision) -> None:
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         raise PareError("precision=bf16: autocast leaves a model in float64 as it is; take fp32")
     device = next(model.parameters()).device
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if not has_bf16(device):
         raise PareError(f"precision=bf16: {torch.cuda.get_device_name(device)} has no bfloat16; take fp32")
 
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from paretune.errors import PareError
 from paretune.plan import Plan
 from paretune.progress import is_quiet
-from paretune.ranks import device, processes, refuse_sharded
+from paretune.ranks import device, has_bf16, processes, refuse_sharded
 from paretune.task import Task
 from paretune.tuning.attach import Tunable, attach, detach
 from paretune.tuning.reporting import check_reporting
@@ -39,8 +39,9 @@ class Recipe:
         warmup: Share of the steps that warm up.
         weight_decay: Decoupled weight decay of AdamW.
         max_grad_norm: Clip the gradient's norm to this.
-        precision: ``fp32``; ``amp``, bf16 autocast over an fp32 base; or ``bf16``, the base in bf16 with
-            fp32 masters for what is trained (load the model with ``dtype=torch.bfloat16``).
+        precision: ``fp32``; ``amp``, autocast over an fp32 base: in bf16, or in fp16 with the loss scaled on
+            GPUs that have no bf16 (T4, V100); or ``bf16``, the base in bf16 with fp32 masters for what is
+            trained (load the model with ``dtype=torch.bfloat16``).
         checkpoints: How many checkpoints a run writes; the last two are kept.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
 
@@ -209,6 +210,7 @@ def _arguments(
     recipe: Recipe, output_dir: Path, rows: int, seed: int, report_to: str | Sequence[str]
 ) -> TrainingArguments:
     steps = recipe.total_steps(rows)
+    here, amp = device(), recipe.precision == "amp"
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         learning_rate=recipe.lr,
@@ -219,7 +221,8 @@ def _arguments(
         warmup_steps=math.ceil(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.precision == "amp",
+        bf16=amp and has_bf16(here),
+        fp16=amp and not has_bf16(here),
         **_recomputation(recipe.gradient_checkpointing),
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
@@ -232,7 +235,7 @@ def _arguments(
         data_seed=seed,
         disable_tqdm=is_quiet(),
         report_to=report_to if isinstance(report_to, str) else list(report_to),
-        use_cpu=device().type == "cpu",
+        use_cpu=here.type == "cpu",
     )
     # Seeing several GPUs, Trainer would copy the model to all (nn.DataParallel), and the batch would grow.
     arguments._n_gpu = min(1, arguments.n_gpu)
