@@ -303,7 +303,7 @@ def test_autocast_is_in_fp16_on_a_gpu_without_bf16(ampere, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("method", ["fish", "lora"])
 def test_a_scaled_loss_in_fp16_trains_the_same(task, method):
-    """What Trainer does under fp16, which it refuses on a CPU; a step whose gradients overflow is left out."""
+    """What Trainer does under fp16, and refuses on a CPU; a step whose gradients overflow is left out."""
 
     def trained(half, scale):
         torch.manual_seed(0)
