@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +176,16 @@ def test_paths_that_are_no_model(tmp_path, monkeypatch):
         with pytest.raises(PareError, match=words) as caught:
             load_config(model_id)
         assert model_id in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+def test_quantised_weights_are_refused(method, checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint("bert"), tmp_path / "quantised"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "load_in_4bit": True, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PareError, match=rf"quantised \({method}.*--precision bf16"):
+        load_config(str(folder))
 
 
 def test_a_hub_out_of_reach(monkeypatch):

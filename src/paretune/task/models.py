@@ -51,11 +51,20 @@ def load_config(model_id: str, revision: str | None = None, trust_remote_code: b
 
     Raises:
         PareError: The folder or the model does not exist, holds no configuration, needs code of its own that
-            is not trusted, or the Hub cannot be reached.
+            is not trusted, has quantised weights, or the Hub cannot be reached.
     """
     _check_folder(model_id)
     with _loading(model_id, "configuration"):
-        return AutoConfig.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(model_id, revision=revision, trust_remote_code=trust_remote_code)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method", "") if isinstance(quantised, Mapping) else ""
+        raise PareError(
+            f"{model_id}: its weights are quantised ({method or 'quantization_config'} in config.json), and "
+            "single ones of them cannot be trained; give the model that it was made from, with "
+            "--precision bf16 to spare memory"
+        )
+    return config
 
 
 def load_tokenizer(
