@@ -301,6 +301,14 @@ def test_autocast_is_in_fp16_on_a_gpu_without_bf16(ampere, tmp_path, monkeypatch
     assert not (arguments.bf16 or arguments.fp16)
 
 
+def test_the_launcher_s_precision_does_not_replace_the_recipe_s(task, tmp_path, monkeypatch):
+    plan = choose("random", task.load_model(), task, "5%")
+    wanted = weights_after(task, plan, tmp_path / "a")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    found = weights_after(task, plan, tmp_path / "b")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("method", ["fish", "lora"])
 def test_a_scaled_loss_in_fp16_trains_the_same(task, method):
     """What Trainer does under fp16, and refuses on a CPU; a step whose gradients overflow is left out."""

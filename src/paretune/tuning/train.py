@@ -239,6 +239,8 @@ def _arguments(
     )
     # Seeing several GPUs, Trainer would copy the model to all (nn.DataParallel), and the batch would grow.
     arguments._n_gpu = min(1, arguments.n_gpu)
+    if not amp:  # accelerate launch has a precision of its own, and would give it to a recipe that says fp32
+        arguments.mixed_precision = "no"
     return arguments
 
 
