@@ -149,3 +149,22 @@ def test_a_pattern_follows_the_device():
         layer.cuda()
         layer(torch.randn(2, 8, device="cuda")).sum().backward()
         assert slot.values.grad.is_cuda
+
+
+def test_a_result_may_be_changed_in_place(way):
+    """Longformer divides its queries in place; `nn.ReLU(inplace=True)` does the like."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Embedding(9, 6), nn.Dropout(0, inplace=True), nn.Linear(6, 4), nn.ReLU(inplace=True)
+    )
+    tuned = nn.Sequential(
+        nn.Embedding(9, 6), nn.Dropout(0, inplace=True), nn.Linear(6, 4), nn.ReLU(inplace=True)
+    )
+    tuned.load_state_dict(plain.state_dict())
+    slots = [slot_on(parameter, 3) for parameter in tuned.parameters()]
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 1]])
+    for model in (plain, tuned):
+        model[0].register_forward_hook(lambda module, args, output: output.mul_(2))
+        model(tokens).square().sum().backward()
+    for parameter, slot in zip(plain.parameters(), slots, strict=True):
+        torch.testing.assert_close(slot.values.grad, parameter.grad.reshape(-1)[slot.index])

@@ -52,7 +52,8 @@ def embedding(
     """:func:`torch.nn.functional.embedding`; None where it does not apply."""
     if max_norm is not None or scale_grad_by_freq or weight.index is None:
         return None
-    return _Rows.apply(tokens, weight.weight.detach(), weight.values, weight, padding_idx)
+    rows = _Rows.apply(tokens.reshape(-1), weight.weight.detach(), weight.values, weight, padding_idx)
+    return rows.view(*tokens.shape, rows.shape[-1])
 
 
 # What is called with a weight, where the weight stands, and what does it here.
@@ -70,7 +71,11 @@ def _product(input: Tensor, weight: "Slot", bias: Tensor | None, transposed: boo
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
-    return _Product.apply(input, weight.weight.detach(), bias, weight.values, weight, transposed)
+    # Matrices: a batched product of more dimensions is slower where memory is not in order, and its result is
+    # a view, which a model may not change in place when it comes out of a Function.
+    rows = input.reshape(-1, input.shape[-1])
+    found = _Product.apply(rows, weight.weight.detach(), bias, weight.values, weight, transposed)
+    return found.view(*input.shape[:-1], found.shape[-1])
 
 
 class _Product(torch.autograd.Function):
@@ -100,14 +105,12 @@ class _Product(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         slot, twice = ctx.slot, torch.is_grad_enabled()  # to be differentiated again: only plain operations
         of_input = of_bias = None
-        # Matrices: a batched product of more dimensions is slower where memory is not in order.
-        outputs, inputs = (each.reshape(-1, each.shape[-1]) for each in (gradient, input))
         if ctx.needs_input_grad[0]:
             weight = (slot.alias() if twice else weight).to(gradient.dtype)
-            of_input = (outputs @ (weight.t() if ctx.transposed else weight)).view(input.shape)
+            of_input = gradient @ (weight.t() if ctx.transposed else weight)
         if ctx.needs_input_grad[2]:
-            of_bias = outputs.sum(0)
-        left, right = (inputs, outputs) if ctx.transposed else (outputs, inputs)
+            of_bias = gradient.sum(0)
+        left, right = (input, gradient) if ctx.transposed else (gradient, input)
         of_values = slot.pattern.gradient(left, right, "dense" if twice else None).to(slot.values.dtype)
         return of_input, None, of_bias, of_values, None, None
 
@@ -128,9 +131,9 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None, None]:
         (tokens,), slot = ctx.saved_tensors, ctx.slot
         width = gradient.shape[-1]
-        rows, place = tokens.reshape(-1).unique(return_inverse=True)
+        rows, place = tokens.unique(return_inverse=True)
         summed = gradient.new_zeros(len(rows), width, dtype=slot.values.dtype)
-        summed.index_add_(0, place, gradient.reshape(-1, width).to(summed.dtype))
+        summed.index_add_(0, place, gradient.to(summed.dtype))
         if ctx.padding_idx is not None:
             summed[rows == ctx.padding_idx] = 0
         index = slot.index_here()
