@@ -92,7 +92,7 @@ def test_a_subset_never_passes_a_limit_by_the_solvers_tolerance():
 
 
 def test_the_solver_says_nothing(capfd):
-    """`paretune choose --json` prints JSON; HiGHS has a line of its own for some problems, as for this one."""
+    """`paretune choose --json` prints JSON; HiGHS has a line of its own for some problems, as for this."""
     gains = [2.825e-4, 2.284e-4, 3.3e-5, 1.682e-5, 8.43e-2, 3.528e-3, 4.912e-3]
     costs = [36.0, 1154.0, 13.0, 46.0, 1885.0, 855.0, 1309.0]
     knapsack(Problem(np.array(gains), np.array([costs]), np.array([3235.0])))
