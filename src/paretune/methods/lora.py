@@ -12,6 +12,7 @@ from paretune.errors import BudgetError, PareError
 from paretune.methods.base import Choice, Question
 from paretune.plan import Addition
 from paretune.strategies import STRATEGIES
+from paretune.strategies.lora import carries_lora
 
 Targets = Literal["auto", "all", "attention", "mlp", "peft"]
 
@@ -58,7 +59,8 @@ class Lora:
             PareError: No linear layer to target.
             BudgetError: A rank of 1 does not fit the budget.
         """
-        tried = ("all", "attention", "peft") if self.targets == "auto" else (self.targets,)
+        known = ["peft"] if _model_type(question) in PEFT_TARGETS else []
+        tried = ["all", "attention", *known] if self.targets == "auto" else [self.targets]
         smallest = 0
         for targets in tried:
             modules = linear_modules(question, targets)
@@ -131,13 +133,17 @@ def linear_modules(question: Question, targets: str) -> list[str]:
         if tensor.block is not None
         and len(tensor.shape) == 2
         and tensor.kind in ("attention", "mlp")
-        and not isinstance(question.model.get_submodule(tensor.module), nn.Embedding)
+        and carries_lora(question.model, tensor.module)
         and (targets in ("all", "peft") or tensor.kind == targets)
     ]
     if targets != "peft":
         return modules
-    model_type = getattr(getattr(question.model, "config", None), "model_type", None)
+    model_type = _model_type(question)
     patterns = PEFT_TARGETS.get(model_type or "")
     if not patterns:
         raise PareError(f"lora: peft has no default targets for model type {model_type!r}; use targets=all")
     return [m for m in modules if any(fnmatch.fnmatch(m, f"*.{p}") or m == p for p in patterns)]
+
+
+def _model_type(question: Question) -> str | None:
+    return getattr(getattr(question.model, "config", None), "model_type", None)

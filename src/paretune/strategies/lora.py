@@ -31,6 +31,9 @@ from paretune.strategies.outputs import move_outputs
 from paretune.strategies.paths import named_slots, plain, put, slot
 
 _FACTORS = ("lora_A", "lora_B")
+# Their fused kernels read this weight past its layer, so that peft refuses it.
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_FUSED = "out_proj"
 
 
 class Lora:
@@ -85,9 +88,20 @@ class Lora:
                 raise PareError(f"lora on {module}: alpha 0 switches it off; leave the addition out instead")
         target = plain(slot(model, module))
         check_called(model, module)
-        if isinstance(target, nn.Linear | Conv1D):
+        if carries_lora(model, module):
             return sum(width_of(target))
+        if isinstance(target, nn.Linear):
+            raise PareError(
+                f"lora cannot be added to {module}: Mamba's kernels read its weight past the layer"
+            )
         raise PareError(f"lora fits Linear and Conv1D layers; {module} is a {type(target).__name__}")
+
+
+def carries_lora(model: nn.Module, module: str) -> bool:
+    """Whether the module at a path is a layer that LoRA can be added to."""
+    mamba = getattr(getattr(model, "config", None), "model_type", None) in _MAMBA
+    fused = mamba and module.rpartition(".")[2] == _FUSED
+    return isinstance(plain(slot(model, module)), nn.Linear | Conv1D) and not fused
 
 
 @dataclass
