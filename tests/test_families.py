@@ -48,6 +48,9 @@ def test_a_model_is_trained_and_given_back(task, method, settings, tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = choose(method, model, task, "5%", **settings)
     attach(model, plan)
+    sizes = {addition.module: addition.size for addition in plan.additions}
+    ranks = {name: len(module.weight) for name, module in model.named_modules() if "lora_A." in name}
+    assert ranks == {f"{module}.lora_A.paretune": size for module, size in sizes.items()}
     train(model, task, tmp_path, Recipe(lr=1e-2, steps=2, batch_size=8, checkpoints=0))
     delta = model.delta()
     trained = task.score(model)

@@ -119,3 +119,14 @@ def test_what_peft_cannot_hold_is_named(tmp_path):
     with pytest.raises(PareError, match="peft saves classifier whole"):
         replace(on_head, tensors={}, head=()).export_peft(folder)
     assert not folder.exists()
+
+
+def test_targets_that_peft_takes_for_experts_are_refused(tmp_path):
+    """In a model with experts peft reads `down_proj` as theirs, though this one is of a layer without."""
+    wanted = [("lora", f"model.layers.0.{path}", 1, {}) for path in ("self_attn.q_proj", "mlp.down_proj")]
+    delta = replace(lora_delta("llama", wanted), info={"model_type": "deepseek_v3"})
+    with pytest.raises(PareError, match=r"down_proj of the experts: ship the delta"):
+        delta.export_peft(tmp_path)
+    assert not list(tmp_path.iterdir())
+    replace(lora_delta("llama", wanted[:1]), info={"model_type": "deepseek_v3"}).export_peft(tmp_path / "a")
+    replace(lora_delta("llama", wanted), info={"model_type": "llama"}).export_peft(tmp_path / "b")

@@ -1,17 +1,24 @@
 """A LoRA-only delta as an adapter of peft."""
 
+import copy
 import json
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 from peft import LoraConfig
 from safetensors.torch import save as save_tensors
+from torch import nn
 
 from paretune.delta.contents import Contents
 from paretune.errors import PareError
 from paretune.files import write_atomic
 from paretune.plan import Addition
+
+try:
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+except ImportError:  # a peft from before it converted anything
+    convert_peft_config_for_transformers = None  # type: ignore[assignment]  # so that it can be asked
 
 _TASK_TYPES = {
     "classification": "SEQ_CLS",
@@ -19,6 +26,7 @@ _TASK_TYPES = {
     "causal-lm": "CAUSAL_LM",
     "seq2seq": "SEQ_2_SEQ_LM",
 }
+_WAY_OUT = "ship the delta itself, or a merged checkpoint (delta.load_model(merge=True).save_pretrained)"
 _ALWAYS_SAVED = ("classifier", "score")  # what peft saves whole for SEQ_CLS, asked or not
 
 
@@ -43,43 +51,71 @@ def export_peft(delta: Contents, folder: str | Path) -> None:
     for key, values in delta.added.items():
         _, module, tensor = key.split(":", 2)
         tensors[f"base_model.model.{module}.{tensor}"] = values
+    config = _configuration(delta)
+    _check_targets(config, delta)
     # The configuration comes last: without it a half-written folder is no adapter.
     write_atomic(folder / "adapter_model.safetensors", save_tensors(tensors, metadata={"format": "pt"}))
-    write_atomic(
-        folder / "adapter_config.json", json.dumps(_configuration(delta), indent=2, sort_keys=True) + "\n"
-    )
+    listed = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+    }
+    write_atomic(folder / "adapter_config.json", json.dumps(listed, indent=2, sort_keys=True) + "\n")
 
 
 def _check_expressible(delta: Contents) -> None:
-    way_out = "ship the delta itself, or a merged checkpoint (delta.load_model(merge=True).save_pretrained)"
     selected = [name for name in delta.tensors if name not in delta.head]
     if selected:
         raise PareError(
-            f"a peft adapter cannot hold selected weights of {selected[0]} ({len(selected)} such): {way_out}"
+            f"a peft adapter cannot hold selected weights of {selected[0]} ({len(selected)} such): {_WAY_OUT}"
         )
     other = next((a for a in delta.additions if a.strategy != "lora"), None)
     if other:
         raise PareError(
-            f"a LoRA adapter of peft cannot hold the {other.strategy} on {other.module}: {way_out}"
+            f"a LoRA adapter of peft cannot hold the {other.strategy} on {other.module}: {_WAY_OUT}"
         )
     if not delta.additions:
-        raise PareError(f"there is no LoRA in this delta, so peft has no adapter for it: {way_out}")
+        raise PareError(f"there is no LoRA in this delta, so peft has no adapter for it: {_WAY_OUT}")
     outside = next((name for name in delta.head if "." not in name), None)
     if outside:
-        raise PareError(f"peft saves whole modules, and {outside} belongs to none but the model: {way_out}")
+        raise PareError(f"peft saves whole modules, and {outside} belongs to none but the model: {_WAY_OUT}")
     saved = {*_head_modules(delta), *(_ALWAYS_SAVED if _task_type(delta) == "SEQ_CLS" else ())}
     for addition in delta.additions:
         if any(f".{path}." in f".{addition.module}." for path in saved):
-            raise PareError(f"peft saves {addition.module} whole and puts no LoRA on it: {way_out}")
+            raise PareError(f"peft saves {addition.module} whole and puts no LoRA on it: {_WAY_OUT}")
 
 
-def _configuration(delta: Contents) -> dict[str, Any]:
+def _check_targets(config: LoraConfig, delta: Contents) -> None:
+    """Refuse targets that peft would take for others when it reads them.
+
+    Of some families with experts it takes names such as ``down_proj`` for those of adapters made before
+    transformers 5, and puts them on the experts instead of the layer that the name is of.
+    """
+    if convert_peft_config_for_transformers is None:
+        return
+    model = nn.Module()
+    for addition in delta.additions:
+        module = model
+        for name in addition.module.split("."):
+            if name not in module._modules:
+                module.add_module(name, nn.Module())
+            module = module.get_submodule(name)
+    model.config = SimpleNamespace(model_type=delta.info.get("model_type"))  # type: ignore[assignment]
+    read = copy.deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(read, model, None)
+    except ValueError as error:
+        raise PareError(f"peft would not read these targets ({error}): {_WAY_OUT}") from error
+    taken = sorted(set(read.target_parameters or ()))
+    if taken:
+        raise PareError(f"peft would put what is on other layers on {taken[0]} of the experts: {_WAY_OUT}")
+
+
+def _configuration(delta: Contents) -> LoraConfig:
     """The configuration, with the rank and alpha of every module spelled out where they differ."""
     ranks = {addition.module: addition.size for addition in delta.additions}
     alphas = {addition.module: _alpha(addition) for addition in delta.additions}
     dropouts = {float(addition.settings.get("dropout", 0.0)) for addition in delta.additions}
     rank, alpha = max(ranks.values()), max(alphas.values())
-    config = LoraConfig(
+    return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes fractions too
         lora_dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
@@ -92,9 +128,6 @@ def _configuration(delta: Contents) -> dict[str, Any]:
         base_model_name_or_path=delta.base.model,
         task_type=_task_type(delta),
     )
-    return {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
-    }
 
 
 def _task_type(delta: Contents) -> str | None:

@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -219,16 +218,12 @@ def _inject(model: nn.Module, additions: Sequence[Addition], name: str) -> None:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layers = [layer for _, layer in named_slots(model) if isinstance(layer, LoraLayer)]
     active = {id(layer): layer.active_adapter for layer in layers}
-    # peft keeps its configuration on the model; ours is the plan, and a leftover would outlive detaching.
-    config = model.__dict__.pop("peft_config", None)
     try:
         # Layers are built from the global random state before the seeded values replace theirs.
         with torch.random.fork_rng(devices=[]):
             for group in _groups(model, additions):
                 _inject_group(model, group, name)
     finally:
-        if config is not None:
-            model.peft_config = config
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         _activate(model, active, name)
@@ -253,21 +248,22 @@ def _groups(model: nn.Module, additions: Sequence[Addition]) -> list[list[Additi
 
 
 def _inject_group(model: nn.Module, additions: Sequence[Addition], name: str) -> None:
+    """Let peft wrap these modules and no others.
+
+    peft meets the model inside another that has no configuration: of some families (experts) it would make
+    other targets out of ours, and it would leave its own configuration on the model, where ours is the plan.
+    """
     first = additions[0]
+    holder = nn.Module()
+    holder.add_module("model", model)
     config = LoraConfig(
         r=first.size,
         lora_alpha=_alpha(first),  # type: ignore[arg-type]  # any number will do
-        target_modules="|".join(re.escape(addition.module) for addition in additions),
+        target_modules="|".join(re.escape(f"model.{addition.module}") for addition in additions),
         lora_dropout=_dropout(first),
         fan_in_fan_out=isinstance(plain(slot(model, first.module)), Conv1D),
     )
-    with warnings.catch_warnings():
-        # Merging a tied weight is refused by `unmergeable`; until then a LoRA beside one is sound.
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        try:
-            inject_adapter_in_model(config, model, adapter_name=name)
-        finally:
-            model.__dict__.pop("peft_config", None)
+    inject_adapter_in_model(config, holder, adapter_name=name)
 
 
 def _alpha(addition: Addition) -> float:

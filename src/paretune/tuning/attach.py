@@ -82,7 +82,7 @@ class Tunable(nn.Module):
             added={k: p.detach().clone() for k, p in self._attached.tensors.items()}
             if self._attached
             else {},
-            info={"method": self.plan.method, "seed": self.plan.seed, **info},
+            info={"method": self.plan.method, "seed": self.plan.seed, **_family(model), **info},
         )
 
     @contextmanager
@@ -225,6 +225,12 @@ class Tunable(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the values follow the weights."""
+
+
+def _family(model: nn.Module) -> dict[str, str]:
+    """What transformers calls the model's family, where it is one of transformers."""
+    name = getattr(getattr(model, "config", None), "model_type", None)
+    return {"model_type": name} if name else {}
 
 
 def _parameter_name(tensor: str) -> str:
