@@ -172,3 +172,11 @@ def test_bytes_above_what_may_be_selected_are_no_refusal(task):
     assert plan.count == sum(t.count for t in candidates_of(anatomy(model), exclude))
     with pytest.raises(PareError, match="above the 0 that may be selected"):
         choose("random", model, task, "80KB", exclude=["*"])
+
+
+def test_bitfit_without_biases_names_what_adds_them(tmp_path):
+    rows = [{"text": row["text"]} for row in tiny_rows("single", 9)]
+    task = Task.from_rows(rows, model=tiny_model("llama", tmp_path))
+    with pytest.raises(PareError, match="no biases to train; the method 'bias' adds some"):
+        choose("bitfit", task.load_model(), task)
+    assert choose("bias", task.load_model(), task).additions

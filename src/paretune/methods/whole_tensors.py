@@ -58,7 +58,15 @@ class BitFit:
     sized: ClassVar[bool] = False
 
     def choose(self, question: Question) -> Choice:
-        """Select every bias vector."""
+        """Select every bias vector.
+
+        Raises:
+            PareError: There is none.
+        """
+        if not any(map(_is_bias, question.candidates)):
+            raise PareError(
+                "bitfit: this model has no biases to train; the method 'bias' adds some where there are none"
+            )
         return _all_of(question, self.name, _is_bias)
 
 
