@@ -9,6 +9,7 @@ import transformers as tf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from paretune.errors import PareError
 from paretune.evidence.check import Findings, first_examples, study
 from paretune.evidence.collector import Collector
 from paretune.evidence.consumers import SquaredSum
@@ -207,3 +208,25 @@ def test_examples_of_a_batch_are_cut_out_of_what_has_them() -> None:
     assert cut["ids"].tolist() == [[3, 4, 5], [6, 7, 8]]
     assert cut["labels"].tolist() == [1, 2]
     assert cut["scale"] == 2.0 and cut["name"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "borne"),
+    [("float32", False, False), ("bfloat16", False, True), ("float32", True, True)],
+)
+def test_losses_may_differ_by_the_model_s_rounding(dtype: str, autocast: bool, borne: bool) -> None:
+    """mT5's do in bf16, though they come out in fp32: attention rounds otherwise there."""
+    model = nn.Linear(3, 2).to(getattr(torch, dtype))
+    batch = {"x": torch.randn(4, 3), "labels": torch.zeros(4, dtype=torch.int64)}
+    calls = iter(range(9))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch["x"].to(getattr(torch, dtype))).float()
+        return cross_entropy(logits, batch["labels"], reduction="none") * (1 + 2e-3 * next(calls))
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        if borne:
+            assert found(model, loss, batch).slow == set()
+        else:
+            with pytest.raises(PareError, match="forward is random"):
+                found(model, loss, batch)

@@ -14,6 +14,7 @@ from paretune.delta import Delta
 from paretune.errors import DivergedError, PareError
 from paretune.methods import choose
 from paretune.plan import Plan, Selection
+from paretune.search.tune import tune
 from paretune.task import Task
 from paretune.tuning import Recipe, attach, detach, train
 from tests.processes import ended, start
@@ -299,6 +300,20 @@ def test_autocast_is_in_fp16_on_a_gpu_without_bf16(ampere, tmp_path, monkeypatch
     assert (arguments.bf16, arguments.fp16) == (ampere, not ampere)
     arguments = _arguments(QUICK, tmp_path, 100, 0, "none")
     assert not (arguments.bf16 or arguments.fp16)
+
+
+def test_a_model_that_cannot_recompute_is_refused_before_choosing(tmp_path, monkeypatch):
+    folder = tiny_model("bert", tmp_path / "bert")
+    task = Task.from_rows(tiny_rows("single", 20), tiny_rows("single", 9), model=folder)
+    monkeypatch.setattr("transformers.BertForSequenceClassification.supports_gradient_checkpointing", False)
+    monkeypatch.setattr("paretune.search.tune.choose", None)
+    recipe = replace(QUICK, gradient_checkpointing=True)
+    with pytest.raises(PareError, match="BertForSequenceClassification cannot recompute activations"):
+        tune(task, "fish", "5%", tmp_path / "out", recipe=recipe)
+    model = task.load_model()
+    attach(model, choose("random", task.load_model(), task, "5%"))
+    with pytest.raises(PareError, match="leave --gradient-checkpointing out"):
+        train(model, task, tmp_path / "run", recipe)
 
 
 def test_the_launcher_s_precision_does_not_replace_the_recipe_s(task, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from paretune.search.trial import run_trial
 from paretune.task import Task
 from paretune.tuning import Recipe, Reselection
 from paretune.tuning.reporting import check_reporting
+from paretune.tuning.train import check_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -146,6 +147,7 @@ def tune(
             return finished
 
         model = task.load_model(seed=seed, dtype=recipe.dtype)
+        check_model(model, recipe)
         start = time.perf_counter()
         begun = out / ("first-plan" if again else "plan")
         if (begun / "plan.json").exists():

@@ -99,6 +99,19 @@ class Training:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
+def check_model(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse a recipe that a model cannot follow.
+
+    Raises:
+        PareError: It cannot recompute its activations.
+    """
+    if recipe.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
+        raise PareError(
+            f"{type(model).__name__} cannot recompute activations; leave --gradient-checkpointing out; "
+            "a smaller --batch-size with --accumulation takes less memory too"
+        )
+
+
 def train(
     model: nn.Module,
     task: Task,
@@ -142,6 +155,7 @@ def train(
     refuse_sharded()
     check_reporting(report_to)
     recipe = recipe if recipe is not None else _recipe(settings)
+    check_model(model, recipe)
     rows = examples if examples is not None else task.train
     output_dir = Path(output_dir)
     run = {"plan": tunable.plan.digest, "data": task.fingerprint, "rows": len(rows), "seed": seed}
