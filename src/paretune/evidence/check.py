@@ -78,8 +78,10 @@ def study(
     batch = first_examples(batch, 0, count)
     kinds = {(parameter.dtype.itemsize, parameter.device.type) for parameter in tensors.values()}
     half = any(size == 2 or torch.is_autocast_enabled(device) for size, device in kinds)
-    with torch.no_grad():
-        expected = losses(model, batch)
+    with requiring_gradients(
+        tensors.values()
+    ):  # attention picks its kernel by it, and kernels round otherwise
+        expected = losses(model, batch).detach()
     for generous in (True, False):
         with requiring_gradients(tensors.values()), _Trial(model, tensors, generous) as trial:
             try:
