@@ -1,71 +1,87 @@
-"""Families that the other tests have not: experts in one tensor, no attention, results changed in place."""
+"""Families that the other tests have not; a short list always, all with ``make test-slow``."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    LongformerConfig,
-    MambaConfig,
-    Qwen3MoeConfig,
-)
 
 from paretune.errors import PareError
-from paretune.methods import choose
+from paretune.methods import METHODS, choose
 from paretune.strategies import STRATEGIES
-from paretune.task import Task
 from paretune.tuning import Recipe, attach, detach, train
-from tests.tiny import tiny_rows, tiny_tokenizer
+from tests.families import FAMILIES
 
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 220}
-HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 80}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-FAMILIES = {
-    "longformer": LongformerConfig(**SHAPE, **HEADS, attention_window=8, pad_token_id=1),
-    "mamba": MambaConfig(**SHAPE, state_size=8),
-    "experts": Qwen3MoeConfig(**SHAPE, **HEADS, **EXPERTS, num_key_value_heads=2, head_dim=8),
-}
+# Results changed in place, no attention, experts in one tensor.
+QUICK = ("Longformer", "Mamba", "Qwen 3 with experts")
+NEEDS = {"head"} | {name for name in METHODS if name == "design"}  # a head, a file
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+FEW = {"samples": 16}
+FEWER = {"ird": {"samples": 4}}  # it starts from eight times as many
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def task(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    encodes = request.param == "longformer"
-    torch.manual_seed(0)
-    (AutoModel if encodes else AutoModelForCausalLM).from_config(FAMILIES[request.param]).save_pretrained(
-        folder
-    )
-    tiny_tokenizer(folder, "roberta" if encodes else "qwen2")
-    rows = tiny_rows("single", 24)
-    if not encodes:
-        rows = [{"text": row["text"]} for row in rows]
-    return Task.from_rows(rows, rows, model=folder)
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    made = {}
+
+    def task(family):
+        if family not in made:
+            made[family] = FAMILIES[family].task(tmp_path_factory.mktemp("family"))
+        return made[family]
+
+    return task
 
 
-@pytest.mark.parametrize(("method", "settings"), [("fish", {"samples": 8}), ("lora", {})])
-def test_a_model_is_trained_and_given_back(task, method, settings, tmp_path):
+def trained_and_given_back(task, method, folder):
     model = task.load_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plan = choose(method, model, task, "5%", **settings)
+    kind = METHODS[method]
+    settings = FEWER.get(method, FEW if "samples" in kind.__dataclass_fields__ else {})
+    plan = choose(method, model, task, "5%" if kind.sized else None, **settings)
     attach(model, plan)
-    sizes = {addition.module: addition.size for addition in plan.additions}
+    sizes = {addition.module: addition.size for addition in plan.additions if addition.strategy == "lora"}
     ranks = {name: len(module.weight) for name, module in model.named_modules() if "lora_A." in name}
     assert ranks == {f"{module}.lora_A.paretune": size for module, size in sizes.items()}
-    train(model, task, tmp_path, Recipe(lr=1e-2, steps=2, batch_size=8, checkpoints=0))
-    delta = model.delta()
-    trained = task.score(model)
+    train(model, task, folder, Recipe(lr=1e-2, steps=2, batch_size=8, checkpoints=0))
+    delta, scores = model.delta(), task.score(model)
     detach(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with delta.apply(model):
-        assert task.score(model) == trained
+        assert task.score(model) == scores
 
 
-def test_lora_is_added_to_what_can_carry_it(task):
-    model = task.load_model()
-    added = {addition.module.rpartition(".")[2] for addition in choose("lora", model, task, "20%").additions}
-    assert added
-    assert not added & {"gate", "experts", "conv1d"}
-    if model.config.model_type == "mamba":
-        assert "out_proj" not in added
-        with pytest.raises(PareError, match="Mamba's kernels"):
-            STRATEGIES["lora"].count(model, "backbone.layers.0.mixer.out_proj", 1, {})
+@pytest.mark.parametrize("method", ["fish", "lora", "mixture"])
+@pytest.mark.parametrize("family", QUICK)
+def test_a_model_is_trained_and_given_back(tasks, family, method, tmp_path):
+    trained_and_given_back(tasks(family), method, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_method_trains_a_family_or_says_why_not(tasks, family, tmp_path):
+    refused = set()
+    for method in METHODS.keys() - NEEDS:
+        try:
+            trained_and_given_back(tasks(family), method, tmp_path / method)
+        except PareError as problem:
+            assert re.search("nothing|no biases|cannot carry|no feed-forward", str(problem)), problem
+            refused.add(method)
+    assert refused == FAMILIES[family].refused
+
+
+def test_the_page_lists_them():
+    rows = re.findall(r"^\| (.+?) \| (.*?) \|$", PAGE.read_text(), re.MULTILINE)[1:]
+    listed = {name: frozenset(re.findall(r"`(\w+)`", refused)) for name, refused in rows}
+    assert listed == {name: family.refused for name, family in FAMILIES.items()}
+
+
+def test_lora_is_added_to_what_can_carry_it(tasks):
+    for family in QUICK:
+        model = tasks(family).load_model()
+        plan = choose("lora", model, tasks(family), "20%")
+        added = {addition.module.rpartition(".")[2] for addition in plan.additions}
+        assert added
+        assert not added & {"gate", "experts", "conv1d"}
+        assert family != "Mamba" or "out_proj" not in added
+    with pytest.raises(PareError, match="Mamba's kernels"):
+        STRATEGIES["lora"].count(tasks("Mamba").load_model(), "backbone.layers.0.mixer.out_proj", 1, {})

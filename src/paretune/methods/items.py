@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from paretune.anatomy import Anatomy, Tensor
 from paretune.errors import PareError, near
 from paretune.plan import Addition
 from paretune.strategies import STRATEGIES
+from paretune.strategies.lora import carries_lora
 
 __all__ = ["Item", "Level", "Part", "added_items", "native_items", "rivals"]
 
@@ -139,16 +139,24 @@ def added_items(
         size: Rank, width and length.
         seed: Of their initial values.
 
+    Returns:
+        The items; a place that cannot carry a strategy has none of it.
+
     Raises:
-        PareError: Unknown strategy, or a block that cannot carry one.
+        PareError: Unknown strategy, or no place can carry any of those asked for.
     """
     items = []
+    refusals: list[PareError] = []
     for name in strategies:
         if name not in ADDABLE:
             raise PareError(f"added {name!r} is none of {', '.join(ADDABLE)}{near(name, ADDABLE)}")
         for module, block_index in _places(model, parts, candidates, name):
             block = parts.blocks[block_index]
-            count = STRATEGIES[name].count(model, module, size, {"seed": seed})
+            try:
+                count = STRATEGIES[name].count(model, module, size, {"seed": seed})
+            except PareError as refusal:  # such as an adapter where the feed-forward is of experts
+                refusals.append(refusal)
+                continue
             items.append(
                 Item(
                     name=f"{module} + {name} {size}",
@@ -160,6 +168,8 @@ def added_items(
                     addition=Addition(name, module, size, count, {"seed": seed}),
                 )
             )
+    if refusals and not items:
+        raise refusals[0]
     return items
 
 
@@ -172,8 +182,7 @@ def _places(
         return [
             (tensor.module, int(tensor.block or 0))
             for tensor in inside
-            if tensor.kind in ("attention", "mlp")
-            and isinstance(model.get_submodule(tensor.module), nn.Linear | Conv1D)
+            if tensor.kind in ("attention", "mlp") and carries_lora(model, tensor.module)
         ]
     numbers = sorted({int(tensor.block or 0) for tensor in inside})
     return [(parts.blocks[number].path, number) for number in numbers]
