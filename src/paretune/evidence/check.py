@@ -76,11 +76,8 @@ def study(
     """
     count = min(examples, _EXAMPLES)
     batch = first_examples(batch, 0, count)
-    kinds = {(parameter.dtype.itemsize, parameter.device.type) for parameter in tensors.values()}
-    half = any(size == 2 or torch.is_autocast_enabled(device) for size, device in kinds)
-    with requiring_gradients(
-        tensors.values()
-    ):  # attention picks its kernel by it, and kernels round otherwise
+    # With gradients, as below: attention picks its kernel by them, and kernels round otherwise.
+    with requiring_gradients(tensors.values()):
         expected = losses(model, batch).detach()
     for generous in (True, False):
         with requiring_gradients(tensors.values()), _Trial(model, tensors, generous) as trial:
@@ -91,7 +88,7 @@ def study(
                 if not generous:
                     raise
                 continue
-            if _agree(expected, values.detach(), half):
+            if _agree(expected, values.detach()):
                 return trial.findings(values, chosen=count // 2)
     raise PareError(
         "the model's forward is random: the same examples had losses "
@@ -100,15 +97,9 @@ def study(
     )
 
 
-def _agree(a: Tensor, b: Tensor, half: bool) -> bool:
-    """Whether two passes gave the same losses, up to rounding; losses that are not finite are not judged.
-
-    Args:
-        a: Losses.
-        b: The same, another time.
-        half: Whether the model computes in half precision; its losses may still be in fp32.
-    """
-    tolerance = 1e-2 if half else 1e-4
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two passes gave the same losses, up to rounding; losses that are not finite are not judged."""
+    tolerance = 1e-2 if a.dtype in (torch.bfloat16, torch.float16) else 1e-4
     return torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 

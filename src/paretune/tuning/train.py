@@ -147,8 +147,8 @@ def train(
     Raises:
         PareError: No plan is attached, a setting is out of range, ``output_dir`` holds another run, the loss
             is not finite, training changed nothing, ``report_to`` cannot work, the plan's mask cannot be
-            chosen again, the model cannot recompute activations, or the launcher splits weights over processes
-            (FSDP, DeepSpeed).
+            chosen again, the model cannot recompute activations, or the launcher splits weights over
+            processes (FSDP, DeepSpeed).
     """
     tunable = getattr(model, "paretune", None)
     if not isinstance(tunable, Tunable):
