@@ -28,8 +28,10 @@ from paretune.errors import BudgetError, DivergedError, PareError
 from paretune.methods import choose, learning_rates, make_method
 from paretune.plan import Plan
 from paretune.progress import set_quiet
+from paretune.ranks import device
 from paretune.search.trial import run_trial
 from paretune.task import Task
+from paretune.task.models import load_model_from_spec
 from paretune.tuning import Recipe
 
 SHARED = Path(os.environ.get("PARETUNE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
@@ -63,6 +65,8 @@ class Job:
         steps: Optimiser steps of 32 examples.
         split: ``heldout`` to tune on, ``validation`` to report.
         label: What the tables call it; the method's name when empty.
+        start: Where the new head's bias begins: at the labels' ``prior``, as in paretune, or at ``zero``, as
+            in transformers.
     """
 
     task: str
@@ -75,6 +79,7 @@ class Job:
     steps: int = 300
     split: str = "validation"
     label: str = ""
+    start: str = "prior"
 
     @property
     def key(self) -> str:
@@ -149,7 +154,7 @@ def load_task(name: str, seed: int) -> Task:
 def _run(job: Job) -> dict[str, Any]:
     start = time.perf_counter()
     task = load_task(job.task, 0)  # one held-out part for all seeds
-    model = task.load_model(seed=job.seed)
+    model = _load(task, job)
     try:
         plan = _plan(job, task, model)
         chosen = time.perf_counter()
@@ -168,6 +173,12 @@ def _run(job: Job) -> dict[str, Any]:
         "seconds": {"choose": chosen - start, "train": outcome.training.seconds},
         "versions": plan.versions,
     }
+
+
+def _load(task: Task, job: Job) -> torch.nn.Module:
+    if job.start == "prior":
+        return task.load_model(seed=job.seed)
+    return load_model_from_spec(task.model_id, task.spec(), job.seed).to(device())
 
 
 def _plan(job: Job, task: Task, model: torch.nn.Module) -> Plan:

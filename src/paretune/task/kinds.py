@@ -85,6 +85,13 @@ class Kind(ABC):
     def measure(self, judged: Mapping[str, np.ndarray], positive: int | None) -> dict[str, float]:
         """The metrics over all examples from what `judge` said of them, arrays of shape (N,)."""
 
+    def prior(self, labels: Sequence[Any], classes: int) -> np.ndarray | None:
+        """The logits that answer best without reading anything, shape (classes or 1,).
+
+        None for language models: their outputs come with the checkpoint.
+        """
+        return None
+
     def most_rows(self, tokens: int, vocabulary: int) -> int:
         """The most rows whose logits stay below `LARGEST_LOGITS`."""
         return max(1, LARGEST_LOGITS // (tokens * vocabulary if self.scores_tokens else 1))
@@ -114,6 +121,11 @@ class Classification(Kind):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy; logits (B, C), labels (B,)."""
         return functional.cross_entropy(logits, labels, reduction="none")
+
+    def prior(self, labels: Sequence[int], classes: int) -> np.ndarray:
+        """Log frequencies, each class counted once more than it is there, around zero."""
+        logs = np.log(np.bincount(np.asarray(labels), minlength=classes) + 1.0)
+        return logs - logs.mean()
 
     def judge(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Loss, prediction (the lowest class among equals) and target."""
@@ -146,6 +158,10 @@ class Regression(Kind):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Squared error (without a half, as transformers has it); logits (B, 1), labels (B,)."""
         return (logits.squeeze(-1) - labels) ** 2
+
+    def prior(self, labels: Sequence[float], classes: int) -> np.ndarray:
+        """Their mean."""
+        return np.asarray([np.mean(np.asarray(labels))])
 
     def judge(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Loss, prediction and target."""

@@ -22,6 +22,7 @@ from paretune.task.kinds import class_number, find_kind
 from paretune.task.metrics import higher_is_better
 from paretune.task.models import load_model_from_spec
 from paretune.task.prepare import Settings, prepare
+from paretune.task.prior import start_at_prior
 from paretune.task.scoring import device_of, evaluating, judge_all
 from paretune.task.split import draw
 
@@ -197,6 +198,9 @@ class Task:
     ) -> PreTrainedModel:
         """Load the checkpoint with a head for this task; see `load_model_from_spec`.
 
+        A head that is new starts at the best answer without reading: the mean of the labels, or how often
+        each class comes (see `start_at_prior`).
+
         Args:
             seed: Seed of the head's weights.
             dtype: Of all weights.
@@ -210,6 +214,7 @@ class Task:
         model = load_model_from_spec(
             self.model_id, self.spec(), seed, dtype, attn_implementation, self.trust_remote_code
         )
+        start_at_prior(model, find_kind(self.kind), self.train, self.collate)
         return model.to(own_device() if device is None else device)  # type: ignore[arg-type]
 
     def rows(self, split: str | datasets.Dataset) -> datasets.Dataset:
