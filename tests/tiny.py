@@ -265,7 +265,7 @@ def tiny_rows(shape: str, count: int = 40, seed: int = 0) -> list[dict[str, Any]
             other = text if same else words(3, 12)
             rows.append({"sentence1": text, "sentence2": other, "label": "same" if same else "other"})
         elif shape == "score":
-            score = round(5 * float(torch.rand((), generator=generator)), 3)
+            score = round(5 * len(text) / (len(text) + 30), 3)  # longer texts score more
             rows.append({"sentence1": text, "sentence2": words(3, 12), "score": score})
         elif shape == "text":
             rows.append({"text": text})

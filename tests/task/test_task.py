@@ -216,8 +216,10 @@ def test_a_spec_rebuilds_the_model(checkpoint, model, shape):
     assert type(first) is type(again)
     assert first.config.id2label == again.config.id2label
     assert first.config.pad_token_id == again.config.pad_token_id == found.tokenizer.pad_token_id
+    # A delta brings the head along: where it began is the training data's affair.
     for name, values in first.state_dict().items():
-        assert torch.equal(values, again.state_dict()[name])
+        if name not in first.paretune_head:
+            assert torch.equal(values, again.state_dict()[name])
     assert first.paretune_task == spec
 
 

@@ -86,7 +86,7 @@ class Kind(ABC):
         """The metrics over all examples from what `judge` said of them, arrays of shape (N,)."""
 
     def prior(self, labels: Sequence[Any], classes: int) -> np.ndarray | None:
-        """The logits that answer best without reading anything, shape (classes or 1,).
+        """The outputs that answer best without reading: shape (classes,), or (1,) for a number.
 
         None for language models: their outputs come with the checkpoint.
         """

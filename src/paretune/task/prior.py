@@ -16,7 +16,9 @@ CLOSE = 0.05  # of the largest shift: outputs in bf16 are rounded
 
 
 @torch.no_grad()
-def start_at_prior(model: PreTrainedModel, kind: Kind, rows: datasets.Dataset, collate: Collator) -> None:
+def start_at_prior(
+    model: PreTrainedModel, kind: Kind, classes: int, rows: datasets.Dataset, collate: Collator
+) -> None:
     """Set the output bias of a new head to the logits of the labels' distribution.
 
     The bias is found by what it does: of the parameters that the checkpoint did not hold, the one that moves
@@ -26,15 +28,15 @@ def start_at_prior(model: PreTrainedModel, kind: Kind, rows: datasets.Dataset, c
     Args:
         model: Just loaded, on the CPU, in evaluation mode.
         kind: What its outputs are.
+        classes: How many there are; nothing for other kinds.
         rows: The training rows.
         collate: Rows to a batch.
     """
-    outputs = int(model.config.num_labels)
-    prior = kind.prior(rows["labels"][:], outputs)
+    prior = kind.prior(rows["labels"][:], classes)
     if prior is None or not prior.any():
         return
     batch = collate([rows[0]])
-    for name in model.paretune_head:
+    for name in getattr(model, "paretune_head", ()):
         bias = model.get_parameter(name)
         if bias.shape != prior.shape:
             continue

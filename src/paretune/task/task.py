@@ -214,7 +214,7 @@ class Task:
         model = load_model_from_spec(
             self.model_id, self.spec(), seed, dtype, attn_implementation, self.trust_remote_code
         )
-        start_at_prior(model, find_kind(self.kind), self.train, self.collate)
+        start_at_prior(model, find_kind(self.kind), len(self.labels), self.train, self.collate)
         return model.to(own_device() if device is None else device)  # type: ignore[arg-type]
 
     def rows(self, split: str | datasets.Dataset) -> datasets.Dataset:
