@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.runner import Job, load_task, read, run
+from experiments.runner import STARTS, STEPS, Job, add_start, load_model, load_task, metric_name, read, run
 from paretune.evidence import Sum, draw, evidence_pass
 from paretune.files import write_atomic
 from paretune.methods import choose
@@ -41,28 +41,32 @@ def main() -> None:
     """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["cola"])
-    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--page-only", action="store_true")
+    add_start(parser)
     options = parser.parse_args()
     path = RESULTS / "fish_mask.jsonl"
     jobs = [
-        Job(task, method, lr, BUDGET, settings, exclude, seed, options.steps, "heldout", label)
+        Job(task, method, lr, BUDGET, settings, exclude, seed, STEPS[task], "heldout", label, options.start)
         for seed in range(options.seeds)
         for task in options.tasks
         for lr in reversed(RATES)
         for label, method, settings, exclude in VARIANTS
     ]
     rows = read(path) if options.page_only else run(jobs, path)
-    shapes = {task: [shape(load_task(task, 0), variant) for variant in VARIANTS] for task in options.tasks}
-    write_atomic(path.with_suffix(".md"), page(rows, shapes))
+    rows = [row for row in rows if row["start"] == options.start]
+    shapes = {
+        task: [shape(load_task(task, 0), variant, options.start) for variant in VARIANTS]
+        for task in options.tasks
+    }
+    write_atomic(path.with_suffix(".md"), page(rows, shapes, options.start))
     print(json.dumps({"runs": len(rows), "shapes": shapes}))
 
 
-def shape(task: Task, variant: Variant) -> dict[str, Any]:
+def shape(task: Task, variant: Variant, start: str) -> dict[str, Any]:
     """Where a mask lies, and how much its weights move the loss together at the start (seed 0)."""
     label, method, settings, exclude = variant
-    model = task.load_model(seed=0)
+    model = load_model(task, 0, start)
     plan = choose(method, model, task, BUDGET, seed=0, exclude=exclude, **settings)
     matrices = [s for s in plan.selections if len(s.shape) == 2 and ".layer." in s.tensor]
     inside = sum(s.count for s in matrices)
@@ -85,15 +89,16 @@ def slope(task: Task, model: torch.nn.Module, plan: Plan) -> float:
     )
 
 
-def page(rows: list[dict[str, Any]], shapes: dict[str, list[dict[str, Any]]]) -> str:
+def page(rows: list[dict[str, Any]], shapes: dict[str, list[dict[str, Any]]], start: str) -> str:
     """Markdown: the masks, and their scores by rate."""
     lines = [
         "# Why the published mask fails under a fresh head",
         "",
         f"Built-in encoder, {BUDGET}, {SAMPLES} examples, batches of 32, bf16 autocast; scores and losses on",
-        "held-out train (Matthews correlation times 100 on cola). `python -m experiments.fish_mask`",
-        "makes this page. Slope: the sum of |d loss / d w| over the mask at the start, which is how fast the",
-        "loss moves when an optimiser such as Adam gives all weights steps of one size.",
+        f"held-out train, times 100. The bias of a new head begins at {STARTS[start]}.",
+        f"`python -m experiments.fish_mask --start {start}` makes this page. Slope: the sum of |d loss / d w|",
+        "over the mask at the start, which is how fast the loss moves when an optimiser such as Adam gives all",
+        "weights steps of one size.",
     ]
     for task, masks in shapes.items():
         here = [row for row in rows if row["task"] == task]
@@ -101,7 +106,8 @@ def page(rows: list[dict[str, Any]], shapes: dict[str, list[dict[str, Any]]]) ->
             continue
         rates = sorted({row["lr"] for row in here})
         steps, seeds = here[0]["steps"], len({row["seed"] for row in here})
-        lines += ["", f"## {task}, {steps} steps, mean of {seeds} seed(s): score (loss) by learning rate", ""]
+        title = f"## {task} ({metric_name(task)}), {steps} steps"
+        lines += ["", f"{title}, mean of {seeds} seed(s): score (loss) by learning rate", ""]
         head = " | ".join(f"{rate:g}" for rate in rates)
         lines += [f"| mask | in the pooler | in the {FEW} fullest columns | slope | {head} |"]
         lines += ["|---" * (4 + len(rates)) + "|"]

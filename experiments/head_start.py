@@ -1,8 +1,8 @@
-"""What a new head's first bias is worth: at the labels' prior, as in paretune, or at zero, as in transformers.
+"""Where a new head's bias begins: at the labels' prior, as in paretune, or at zero, as in transformers.
 
 ``python -m experiments.head_start`` writes docs/results/head_start.jsonl line by line (it can be killed and
-goes on), then head_start.md; its last line is JSON. Every method has its own learning rate under either start,
-the best of its four on held-out train (seed 0); the seeds of the report are the same for both.
+goes on), then head_start.md; its last line is JSON. Every method has its own learning rate under either
+start, the best of its four on held-out train (seed 0); the seeds of the report are the same for both.
 """
 
 import argparse
@@ -87,10 +87,10 @@ def page(rows: Rows, options: argparse.Namespace) -> str:
         "# Where a new head starts",
         "",
         f"Built-in encoder, {options.budget} of its weights, bf16 autocast. The bias of a new head begins at",
-        "zero, as in transformers, or at the labels' prior (their mean; the log of how often each class comes),",
-        "as in paretune; all else is the same. Scores on validation times 100, means over seeds that no",
-        "rate has seen; every method has its own learning rate under either start, the best of its four on",
-        "held-out train. `python -m experiments.head_start` makes this page.",
+        "zero, as in transformers, or at the labels' prior (their mean, or the log of how often each class",
+        "comes), as in paretune; all else is the same. Scores on validation times 100, means over seeds that",
+        "no rate has seen; every method has its own learning rate under either start, the best of its four",
+        "on held-out train. `python -m experiments.head_start` makes this page.",
     ]
     for task, found in means(rows, options).items():
         seeds = min(seeds for _, _, seeds in found.values())

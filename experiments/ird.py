@@ -16,7 +16,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import STEPS, Job, Rates, best_rates, load_task, metric_name, rates_to_try, read, run
+from experiments.runner import (
+    STARTS,
+    STEPS,
+    Job,
+    Rates,
+    add_start,
+    best_rates,
+    load_model,
+    load_task,
+    metric_name,
+    rates_to_try,
+    read,
+    run,
+)
 from paretune.files import write_atomic
 from paretune.methods import choose
 from paretune.plan import Plan
@@ -57,16 +70,21 @@ def main() -> None:
         "--more-seeds", type=int, default=5, help="at the first of the budgets and the middle n"
     )
     parser.add_argument("--page-only", action="store_true")
+    add_start(parser)
     options = parser.parse_args()
     path = RESULTS / "ird.jsonl"
     if not options.page_only:
         for budget in options.budgets:
             run(tuning(options, budget), path)
-            run(final(options, budget, best_rates(read(path))), path)
+            run(final(options, budget, best_rates(_of(options.start, path))), path)
         overlaps(options)
-    rows = reported(read(path), best_rates(read(path)))
-    verdicts = write_page(rows, path)
+    rows = reported(_of(options.start, path), best_rates(_of(options.start, path)))
+    verdicts = write_page(rows, path, options.start)
     print(json.dumps({"runs": len(rows), "cells": verdicts}))
+
+
+def _of(start: str, path: Path) -> list[dict[str, Any]]:
+    return [row for row in read(path) if row["start"] == start]
 
 
 def tuning(options: argparse.Namespace, budget: str) -> list[Job]:
@@ -77,7 +95,17 @@ def tuning(options: argparse.Namespace, budget: str) -> list[Job]:
             name, settings = settings_of(method, MIDDLE, reading)
             contenders.append((_label(name, reading), name, settings))
     return [
-        Job(task, name, lr, budget, settings, steps=STEPS[task], split="heldout", label=label)
+        Job(
+            task,
+            name,
+            lr,
+            budget,
+            settings,
+            steps=STEPS[task],
+            split="heldout",
+            label=label,
+            start=options.start,
+        )
         for task in options.tasks
         for label, name, settings in contenders
         for lr in rates_to_try(name, settings, budget)
@@ -87,9 +115,10 @@ def tuning(options: argparse.Namespace, budget: str) -> list[Job]:
 def final(options: argparse.Namespace, budget: str, rates: Rates) -> Iterable[Job]:
     """Every cell of a budget under every seed: a seed is complete before the next begins."""
     seeds = max(options.seeds, options.more_seeds) if budget == options.budgets[0] else options.seeds
+    start = options.start
     for seed, task in product(range(seeds), options.tasks):
         rate = rates[task, RANDOM, budget]
-        yield Job(task, RANDOM, rate, budget, seed=seed, steps=STEPS[task], label=RANDOM)
+        yield Job(task, RANDOM, rate, budget, seed=seed, steps=STEPS[task], label=RANDOM, start=start)
         for n, reading in product(options.samples, options.readings):
             if seed >= options.seeds and n != MIDDLE:
                 continue
@@ -97,7 +126,17 @@ def final(options: argparse.Namespace, budget: str, rates: Rates) -> Iterable[Jo
                 name, settings = settings_of(method, n, reading)
                 rate = rates[task, _label(name, reading), budget]
                 label = f"{method}|{n}|{reading}"
-                yield Job(task, name, rate, budget, settings, seed=seed, steps=STEPS[task], label=label)
+                yield Job(
+                    task,
+                    name,
+                    rate,
+                    budget,
+                    settings,
+                    seed=seed,
+                    steps=STEPS[task],
+                    label=label,
+                    start=start,
+                )
 
 
 def reported(rows: Iterable[dict[str, Any]], rates: Rates) -> list[dict[str, Any]]:
@@ -118,30 +157,30 @@ def _label(method: str, reading: str) -> str:
 def overlaps(options: argparse.Namespace) -> None:
     """How much the masks of a cell have in common (seed 0), a line a cell."""
     path = RESULTS / "ird_overlap.jsonl"
-    done = {(row["task"], row["n"], row["budget"], row["reading"]) for row in read(path)}
+    done = {(row["task"], row["n"], row["budget"], row["reading"]) for row in _of(options.start, path)}
     for task, n, reading in product(options.tasks, options.samples, options.readings):
         for budget in options.budgets:
             if (task, n, budget, reading) in done:
                 continue
-            masks = {method: _mask(task, method, n, reading, budget) for method in CONTENDERS}
+            masks = {method: _mask(task, method, n, reading, budget, options.start) for method in CONTENDERS}
             size = len(masks["ird"])
-            row = {"task": task, "n": n, "budget": budget, "reading": reading} | {
+            row = {"task": task, "n": n, "budget": budget, "reading": reading, "start": options.start} | {
                 f"ird and {other}": len(masks["ird"] & masks[other]) / size for other in CONTENDERS[:2]
             }
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
 
-def _mask(task: str, method: str, n: int, reading: str, budget: str) -> set[tuple[str, int]]:
+def _mask(task: str, method: str, n: int, reading: str, budget: str, start: str) -> set[tuple[str, int]]:
     loaded = load_task(task, 0)
     name, settings = settings_of(method, n, reading)
-    plan: Plan = choose(name, loaded.load_model(seed=0), loaded, budget, seed=0, **settings)
+    plan: Plan = choose(name, load_model(loaded, 0, start), loaded, budget, seed=0, **settings)
     return {(selection.tensor, int(index)) for selection in plan.selections for index in selection.flat()}
 
 
-def write_page(rows: list[dict[str, Any]], path: Path) -> dict[str, int]:
+def write_page(rows: list[dict[str, Any]], path: Path, start: str) -> dict[str, int]:
     """The page, a table for each task and reading; how many cells IRD wins, ties and loses."""
-    found = read(path.with_name("ird_overlap.jsonl"))
+    found = _of(start, path.with_name("ird_overlap.jsonl"))
     counts = {"wins": 0, "ties": 0, "losses": 0}
     lines = [
         "# IRD against FISH and random masks",
@@ -150,8 +189,8 @@ def write_page(rows: list[dict[str, Any]], path: Path) -> dict[str, int]:
         f"n = {MIDDLE}) budget by budget, then fixed. Score times 100, mean over seeds. n0 is what",
         "IRD starts from (8 n; 4 n for n = 512). Differences are paired by seed, with their 95 % t",
         "interval; a cell is won or lost where the interval leaves zero out. Overlap: of IRD's mask",
-        "with FISH n's / FISH n0's.",
-        "`python -m experiments.ird` makes this page from `ird.jsonl`.",
+        f"with FISH n's / FISH n0's. The bias of a new head begins at {STARTS[start]}.",
+        f"`python -m experiments.ird --start {start}` makes this page from `ird.jsonl`.",
     ]
     keys = dict.fromkeys((row["task"], row["label"].split("|")[2]) for row in rows if "|" in row["label"])
     for task, reading in keys:

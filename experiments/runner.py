@@ -9,6 +9,7 @@ the results file beside this one.
 CPU one a core is fastest, and a GPU that a small model leaves idle takes several.
 """
 
+import argparse
 import json
 import os
 import time
@@ -39,9 +40,10 @@ WORKERS = int(os.environ.get("PARETUNE_WORKERS", "1"))
 NOISE = 0.02  # scores of one seed differ by more than this under another
 METRICS = {"mrpc": "f1", "cola": "matthews", "stsb": "spearman"}
 METRIC_NAMES = {"mrpc": "F1", "cola": "Matthews correlation", "stsb": "Spearman correlation"}
-# One step budget for all but first_methods, so that runs are shared; the shortest texts have most steps.
+# One step budget for all, so that runs are shared; the shortest texts have most steps.
 STEPS = {"mrpc": 250, "cola": 400, "stsb": 250, "rte": 250, "sst2": 250, "qnli9k": 250}
 Rates = dict[tuple[str, str, str | None], float]  # by task, label and budget
+STARTS = {"prior": "the labels' prior", "zero": "zero"}  # of a new head's bias
 FIRST_SEED = 100  # of what adapeft, design_space and front report: no rate and no search has seen it
 
 
@@ -154,7 +156,7 @@ def load_task(name: str, seed: int) -> Task:
 def _run(job: Job) -> dict[str, Any]:
     start = time.perf_counter()
     task = load_task(job.task, 0)  # one held-out part for all seeds
-    model = _load(task, job)
+    model = load_model(task, job.seed, job.start)
     try:
         plan = _plan(job, task, model)
         chosen = time.perf_counter()
@@ -175,10 +177,16 @@ def _run(job: Job) -> dict[str, Any]:
     }
 
 
-def _load(task: Task, job: Job) -> torch.nn.Module:
-    if job.start == "prior":
-        return task.load_model(seed=job.seed)
-    return load_model_from_spec(task.model_id, task.spec(), job.seed).to(device())
+def load_model(task: Task, seed: int, start: str) -> torch.nn.Module:
+    """The model with a new head whose bias begins at one of ``STARTS``."""
+    if start == "prior":
+        return task.load_model(seed=seed)
+    return load_model_from_spec(task.model_id, task.spec(), seed).to(device())
+
+
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """The option that says where heads begin; runs and pages are of one start."""
+    parser.add_argument("--start", choices=list(STARTS), default="prior", help="of a new head's bias")
 
 
 def _plan(job: Job, task: Task, model: torch.nn.Module) -> Plan:

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import STEPS, Job, best_rates, metric_name, rates_to_try, read, run
+from experiments.runner import (
+    STARTS,
+    STEPS,
+    Job,
+    add_start,
+    best_rates,
+    metric_name,
+    rates_to_try,
+    read,
+    run,
+)
 from paretune.files import write_atomic
 from paretune.search.tune import middle
 
@@ -33,30 +43,41 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--budgets", nargs="+", default=list(RATES))
     parser.add_argument("--page-only", action="store_true")
+    add_start(parser)
     options = parser.parse_args()
     path = RESULTS / "small_budgets.jsonl"
     jobs = [
-        Job(task, method, lr, budget, steps=STEPS[task], split="heldout", label=method)
+        Job(
+            task,
+            method,
+            lr,
+            budget,
+            steps=STEPS[task],
+            split="heldout",
+            label=method,
+            start=options.start,
+        )
         for task in options.tasks
         for budget in options.budgets
         for method in options.methods
         for lr in RATES[budget]
     ]
     rows = read(path) if options.page_only else run(jobs, path)
-    write_atomic(path.with_suffix(".md"), page(rows))
+    rows = [row for row in rows if row["start"] == options.start]
+    write_atomic(path.with_suffix(".md"), page(rows, options.start))
     best = {" ".join(map(str, place)): rate for place, rate in best_rates(rows).items()}
     print(json.dumps({"runs": len(rows), "best": best}))
 
 
-def page(rows: Sequence[dict[str, Any]]) -> str:
+def page(rows: Sequence[dict[str, Any]], start: str) -> str:
     """Markdown: by task and method, the scores of a budget over its learning rates."""
     lines = [
         "# Which learning rate a budget wants",
         "",
         "Built-in encoder, bf16 autocast, one seed; score on held-out train times 100 (its loss) at each",
         "learning rate. The last column is the rate that `tune` takes when none is asked for: the middle of",
-        "the method's range, which follows the share of the model that is trained.",
-        "`python -m experiments.small_budgets` makes this page.",
+        "the method's range, which follows the share of the model that is trained. The bias of a new head",
+        f"begins at {STARTS[start]}. `python -m experiments.small_budgets --start {start}` makes this page.",
     ]
     for task, method in dict.fromkeys((row["task"], row["method"]) for row in rows):
         here = [row for row in rows if (row["task"], row["method"]) == (task, method)]
