@@ -96,9 +96,9 @@ def page(rows: list[dict[str, Any]], shapes: dict[str, list[dict[str, Any]]], st
         "",
         f"Built-in encoder, {BUDGET}, {SAMPLES} examples, batches of 32, bf16 autocast; scores and losses on",
         f"held-out train, times 100. The bias of a new head begins at {STARTS[start]}.",
-        f"`python -m experiments.fish_mask --start {start}` makes this page. Slope: the sum of",
-        "|d loss / d w| over the mask at the start, which is how fast the loss moves when an optimiser such as",
-        "Adam gives all weights steps of one size.",
+        f"`python -m experiments.fish_mask --start {start}` makes this page. Slope: the",
+        "sum of |d loss / d w| over the mask at the start, which is how fast the loss moves when an",
+        "optimiser such as Adam gives all weights steps of one size.",
     ]
     for task, masks in shapes.items():
         here = [row for row in rows if row["task"] == task]
