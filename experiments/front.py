@@ -201,13 +201,14 @@ def page(rows: Sequence[dict[str, Any]], budgets: Sequence[tuple[str, str]], met
                 mean = statistics.mean(statistics.mean(scores) for scores in each) if all(each) else math.nan
                 shown = "" if math.isnan(mean) else f"{mean:.1f}"
                 lines.append(f"| {text} | {' | '.join(map(_cell, each))} | {shown} |")
-        lines += ["", "What `auto` chose:", ""]
-        lines += ["| task | seed | chosen | rate | whole trainings |", "|---|---|---|---|---|"]
-        for row in rows:
-            if row["label"] == _label(AUTO, budget) and "failed" not in row:
-                spent = row["auto"]["equivalents"]["total"]
-                chosen = f"{row['chosen']} | {row['chosen_lr']:g} | {spent:.1f}"
-                lines.append(f"| {row['task']} | {row['seed']} | {chosen} |")
+        chosen = [row for row in rows if row["label"] == _label(AUTO, budget) and "failed" not in row]
+        if chosen:
+            lines += ["", "What `auto` chose:", ""]
+            lines += ["| task | seed | chosen | rate | whole trainings |", "|---|---|---|---|---|"]
+        for row in chosen:
+            spent = row["auto"]["equivalents"]["total"]
+            what = f"{row['chosen']} | {row['chosen_lr']:g} | {spent:.1f}"
+            lines.append(f"| {row['task']} | {row['seed']} | {what} |")
         lines.append("")
     return "\n".join(lines)
 
