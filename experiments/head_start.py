@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from experiments.front import SINGLES
-from experiments.runner import FIRST_SEED, STEPS, Job, best_rates, metric_name, rates_to_try, read, run
+from experiments.runner import (
+    FIRST_SEED,
+    STARTS,
+    STEPS,
+    Job,
+    best_rates,
+    metric_name,
+    rates_to_try,
+    read,
+    run,
+)
 from paretune.files import write_atomic
 from paretune.methods import METHODS
 from paretune.search.field import read_method
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-STARTS = ("zero", "prior")
 Rows = Sequence[dict[str, Any]]
 
 
@@ -67,12 +76,13 @@ def means(rows: Rows, options: argparse.Namespace) -> dict[str, dict[str, list[f
     """By task and method: the scores' means from zero and from the prior, over the seeds that both have."""
     found: dict[str, dict[str, list[float]]] = {}
     for task, text in product(options.tasks, options.methods):
-        runs = [
-            {row["seed"]: row["score"] for row in rows if _is(row, task, text, start)} for start in STARTS
-        ]
-        both = runs[0].keys() & runs[1].keys()
+        zero, prior = (
+            {row["seed"]: row["score"] for row in rows if _is(row, task, text, start)}
+            for start in ("zero", "prior")
+        )
+        both = zero.keys() & prior.keys()
         if both:
-            pair = [round(100 * statistics.mean(run[seed] for seed in both), 1) for run in runs]
+            pair = [round(100 * statistics.mean(of[seed] for seed in both), 1) for of in (zero, prior)]
             found.setdefault(task, {})[text] = [*pair, len(both)]
     return found
 

@@ -78,7 +78,8 @@ def main() -> None:
             run(tuning(options, budget), path)
             run(final(options, budget, best_rates(_of(options.start, path))), path)
         overlaps(options)
-    rows = reported(_of(options.start, path), best_rates(_of(options.start, path)))
+    rows = _of(options.start, path)
+    rows = reported(rows, best_rates(rows))
     verdicts = write_page(rows, path, options.start)
     print(json.dumps({"runs": len(rows), "cells": verdicts}))
 
